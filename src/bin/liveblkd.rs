@@ -1,0 +1,3 @@
+//! The storage daemon.
+
+fn main() {}

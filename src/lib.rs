@@ -1,0 +1,4 @@
+//! liveblk: serve chains of disk images as block devices and rearrange them while they are in use.
+//!
+//! The layers and what each may import stand in `ARCHITECTURE.md`; `tests/layers.rs` holds them.
+
