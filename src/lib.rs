@@ -2,3 +2,6 @@
 //!
 //! The layers and what each may import stand in `ARCHITECTURE.md`; `tests/layers.rs` holds them.
 
+pub mod buffer;
+pub mod error;
+pub mod range;

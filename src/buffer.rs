@@ -1,0 +1,472 @@
+//! Memory and kernel buffers that requests carry.
+//!
+//! A [`Payload`] is a slice of either *memory* (aligned, shared by reference count, so that the ring can
+//! keep it alive while the kernel works on it) or a *kernel buffer*: the pages of a ublk request,
+//! registered with the I/O thread's ring and never mapped here. Nodes slice and forward payloads; who
+//! must touch bytes asks for [`Payload::copy_in`], [`Payload::copy_out`] or [`Payload::fill_zero`].
+//!
+//! Invariant: memory under I/O is only reached through raw pointers; no reference into it is handed
+//! out, only copies are, so that a kernel write never races with a Rust reference.
+
+#![allow(unsafe_code)]
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::cell::RefCell;
+use std::fmt;
+use std::ptr::NonNull;
+use std::rc::Rc;
+
+use crate::error::Result;
+
+/// Every memory buffer starts at a multiple of this, which direct I/O on any device accepts.
+pub const MEMORY_ALIGNMENT: usize = 4096;
+
+/// Owned, zero-initialised memory at [`MEMORY_ALIGNMENT`], shared between requests and the ring.
+pub struct Memory {
+    pointer: NonNull<u8>,
+    length: usize,
+    home: RefCell<Option<std::rc::Weak<PoolShelf>>>,
+}
+
+impl Memory {
+    fn allocate(length: usize) -> Memory {
+        assert!(length > 0, "memory of no bytes");
+        let layout = Memory::layout(length);
+        // SAFETY: the layout has a non-zero size.
+        let pointer = unsafe { alloc_zeroed(layout) };
+        let pointer = NonNull::new(pointer).unwrap_or_else(|| handle_alloc_error(layout));
+        Memory {
+            pointer,
+            length,
+            home: RefCell::new(None),
+        }
+    }
+
+    fn layout(length: usize) -> Layout {
+        match Layout::from_size_align(length, MEMORY_ALIGNMENT) {
+            Ok(layout) => layout,
+            Err(_) => unreachable!("buffer length {length} overflows the address space"),
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if let Some(shelf) = self
+            .home
+            .borrow_mut()
+            .take()
+            .and_then(|weak| weak.upgrade())
+            && shelf.keep(self.pointer, self.length)
+        {
+            return;
+        }
+        // SAFETY: allocated in `allocate` with the same layout, and freed once: this is the drop.
+        unsafe { dealloc(self.pointer.as_ptr(), Memory::layout(self.length)) }
+    }
+}
+
+/// A part of a [`Memory`], cheap to clone and to slice.
+#[derive(Clone)]
+pub struct MemorySlice {
+    memory: Rc<Memory>,
+    start: usize,
+    length: usize,
+}
+
+impl MemorySlice {
+    /// New zeroed memory of `length` bytes; `length` may be 0.
+    pub fn zeroed(length: usize) -> MemorySlice {
+        let memory = Rc::new(Memory::allocate(length.max(1)));
+        MemorySlice {
+            memory,
+            start: 0,
+            length,
+        }
+    }
+
+    /// New memory with these bytes.
+    pub fn from_bytes(bytes: &[u8]) -> MemorySlice {
+        let slice = MemorySlice::zeroed(bytes.len());
+        slice.copy_in(0, bytes);
+        slice
+    }
+
+    /// Bytes in the slice.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// `length` bytes from `start`, which must be inside.
+    pub fn slice(&self, start: usize, length: usize) -> MemorySlice {
+        self.check(start, length);
+        MemorySlice {
+            memory: self.memory.clone(),
+            start: self.start + start,
+            length,
+        }
+    }
+
+    /// The first byte, for the ring: valid as long as a clone of this slice lives.
+    pub fn as_ptr(&self) -> *mut u8 {
+        // SAFETY: `start` is inside the allocation.
+        unsafe { self.memory.pointer.as_ptr().add(self.start) }
+    }
+
+    /// The address of the first byte is a multiple of `alignment` (a power of two).
+    pub fn is_aligned(&self, alignment: usize) -> bool {
+        self.as_ptr().addr() & (alignment - 1) == 0
+    }
+
+    /// Copies `bytes` into the slice at `offset`.
+    pub fn copy_in(&self, offset: usize, bytes: &[u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: bounds checked above; `bytes` cannot overlap, as no reference into the memory exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.as_ptr().add(offset), bytes.len());
+        }
+    }
+
+    /// Copies bytes of the slice from `offset` into `bytes`.
+    pub fn copy_out(&self, offset: usize, bytes: &mut [u8]) {
+        self.check(offset, bytes.len());
+        // SAFETY: bounds checked above; `bytes` cannot overlap, as no reference into the memory exists.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                self.as_ptr().add(offset),
+                bytes.as_mut_ptr(),
+                bytes.len(),
+            );
+        }
+    }
+
+    /// Copies all of `source` into the slice at `offset`, memory to memory.
+    pub fn copy_from(&self, offset: usize, source: &MemorySlice) {
+        self.check(offset, source.length);
+        // SAFETY: both ranges are inside their allocations; `copy` allows overlap.
+        unsafe { std::ptr::copy(source.as_ptr(), self.as_ptr().add(offset), source.length) }
+    }
+
+    /// Sets `length` bytes from `offset` to `value`.
+    pub fn fill(&self, offset: usize, length: usize, value: u8) {
+        self.check(offset, length);
+        // SAFETY: bounds checked above.
+        unsafe { std::ptr::write_bytes(self.as_ptr().add(offset), value, length) }
+    }
+
+    /// A copy of the bytes.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = vec![0; self.length];
+        self.copy_out(0, &mut bytes);
+        bytes
+    }
+
+    /// Every byte is zero. The caller knows that no I/O writes to it now.
+    pub fn is_zero(&self) -> bool {
+        // SAFETY: the range is inside the allocation, initialised, and the caller holds I/O off.
+        let bytes = unsafe { std::slice::from_raw_parts(self.as_ptr(), self.length) };
+        // SAFETY: every bit pattern is a u128.
+        let (head, words, tail) = unsafe { bytes.align_to::<u128>() };
+        head.iter().chain(tail).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)
+    }
+
+    fn check(&self, start: usize, length: usize) {
+        let end = start.checked_add(length);
+        assert!(
+            end.is_some_and(|end| end <= self.length),
+            "{length} bytes from {start} are not inside a buffer of {}",
+            self.length
+        );
+    }
+}
+
+impl fmt::Debug for MemorySlice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "memory of {} bytes", self.length)
+    }
+}
+
+/// Keeps memory of one size for reuse, so that requests that need a bounce buffer do not allocate.
+pub struct BufferPool {
+    shelf: Rc<PoolShelf>,
+}
+
+struct PoolShelf {
+    buffer_length: usize,
+    most: usize,
+    spare: RefCell<Vec<(NonNull<u8>, usize)>>,
+}
+
+impl PoolShelf {
+    /// Takes the memory over if there is room for it.
+    fn keep(&self, pointer: NonNull<u8>, length: usize) -> bool {
+        let mut spare = self.spare.borrow_mut();
+        let room = spare.len() < self.most;
+        if room {
+            spare.push((pointer, length));
+        }
+        room
+    }
+}
+
+impl Drop for PoolShelf {
+    fn drop(&mut self) {
+        for (pointer, length) in self.spare.borrow_mut().drain(..) {
+            // SAFETY: came from `Memory::allocate` with this layout and has no other owner.
+            unsafe { dealloc(pointer.as_ptr(), Memory::layout(length)) }
+        }
+    }
+}
+
+impl BufferPool {
+    /// A pool of buffers of `buffer_length` bytes that keeps at most `most` spare ones.
+    pub fn new(buffer_length: usize, most: usize) -> BufferPool {
+        let spare = RefCell::new(Vec::with_capacity(most));
+        BufferPool {
+            shelf: Rc::new(PoolShelf {
+                buffer_length,
+                most,
+                spare,
+            }),
+        }
+    }
+
+    /// A buffer whose content is unspecified but initialised; returns to the pool when dropped.
+    pub fn take(&self) -> MemorySlice {
+        let spare = self.shelf.spare.borrow_mut().pop();
+        let memory = match spare {
+            Some((pointer, length)) => Memory {
+                pointer,
+                length,
+                home: RefCell::new(None),
+            },
+            None => Memory::allocate(self.shelf.buffer_length),
+        };
+        memory.home.replace(Some(Rc::downgrade(&self.shelf)));
+        MemorySlice {
+            memory: Rc::new(memory),
+            start: 0,
+            length: self.shelf.buffer_length,
+        }
+    }
+}
+
+/// Pages of a request in the kernel, registered in a slot of the I/O thread's ring.
+///
+/// Pages of a guest read can only be written to, those of a guest write only be read from; the
+/// other direction fails with `EACCES` or `EFAULT`.
+pub trait KernelBuffer {
+    /// Slot in the ring's table of registered buffers.
+    fn index(&self) -> u16;
+    /// Bytes in the request.
+    fn length(&self) -> usize;
+    /// Copies bytes of a guest write out of the request, from `offset`.
+    fn copy_out(&self, offset: usize, bytes: &MemorySlice) -> Result<()>;
+    /// Copies bytes into a guest read, at `offset`.
+    fn copy_in(&self, offset: usize, bytes: &MemorySlice) -> Result<()>;
+}
+
+/// A part of a [`KernelBuffer`].
+#[derive(Clone)]
+pub struct KernelSlice {
+    buffer: Rc<dyn KernelBuffer>,
+    start: usize,
+    length: usize,
+}
+
+impl KernelSlice {
+    /// The whole buffer.
+    pub fn whole(buffer: Rc<dyn KernelBuffer>) -> KernelSlice {
+        let length = buffer.length();
+        KernelSlice {
+            buffer,
+            start: 0,
+            length,
+        }
+    }
+
+    /// Slot in the ring's table.
+    pub fn index(&self) -> u16 {
+        self.buffer.index()
+    }
+
+    /// Byte offset inside the registered buffer: what READ_FIXED and WRITE_FIXED take as address.
+    pub fn start(&self) -> usize {
+        self.start
+    }
+
+    /// Bytes in the slice.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+}
+
+/// The data of a request: a slice of memory or of a kernel buffer.
+#[derive(Clone)]
+pub enum Payload {
+    /// Memory of this process.
+    Memory(MemorySlice),
+    /// Pages of a ublk request.
+    Kernel(KernelSlice),
+}
+
+impl Payload {
+    /// Bytes in the payload.
+    pub fn length(&self) -> usize {
+        match self {
+            Payload::Memory(slice) => slice.length(),
+            Payload::Kernel(slice) => slice.length,
+        }
+    }
+
+    /// `length` bytes from `start`, which must be inside.
+    pub fn slice(&self, start: usize, length: usize) -> Payload {
+        match self {
+            Payload::Memory(slice) => Payload::Memory(slice.slice(start, length)),
+            Payload::Kernel(slice) => {
+                assert!(start + length <= slice.length, "slice beyond the request");
+                let start = slice.start + start;
+                Payload::Kernel(KernelSlice {
+                    buffer: slice.buffer.clone(),
+                    start,
+                    length,
+                })
+            }
+        }
+    }
+
+    /// Fills the payload from `offset` with `bytes` (the payload of a read).
+    pub fn copy_in(&self, offset: usize, bytes: &MemorySlice) -> Result<()> {
+        match self {
+            Payload::Memory(slice) => slice.copy_from(offset, bytes),
+            Payload::Kernel(slice) => {
+                assert!(
+                    offset + bytes.length() <= slice.length,
+                    "copy beyond the request"
+                );
+                slice.buffer.copy_in(slice.start + offset, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies the payload's bytes from `offset` into all of `bytes` (the payload of a write).
+    pub fn copy_out(&self, offset: usize, bytes: &MemorySlice) -> Result<()> {
+        match self {
+            Payload::Memory(slice) => bytes.copy_from(0, &slice.slice(offset, bytes.length())),
+            Payload::Kernel(slice) => {
+                assert!(
+                    offset + bytes.length() <= slice.length,
+                    "copy beyond the request"
+                );
+                slice.buffer.copy_out(slice.start + offset, bytes)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets the whole payload to zero (the payload of a read).
+    pub fn fill_zero(&self) -> Result<()> {
+        match self {
+            Payload::Memory(slice) => slice.fill(0, slice.length(), 0),
+            Payload::Kernel(slice) => {
+                let zeroes = MemorySlice::zeroed(slice.length.min(ZERO_CHUNK));
+                let mut offset = 0;
+                while offset < slice.length {
+                    let length = zeroes.length().min(slice.length - offset);
+                    slice
+                        .buffer
+                        .copy_in(slice.start + offset, &zeroes.slice(0, length))?;
+                    offset += length;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The payload as memory: itself, or a copy of the bytes of a guest write.
+    pub fn to_memory(&self) -> Result<MemorySlice> {
+        match self {
+            Payload::Memory(slice) => Ok(slice.clone()),
+            Payload::Kernel(slice) => {
+                let memory = MemorySlice::zeroed(slice.length);
+                self.copy_out(0, &memory)?;
+                Ok(memory)
+            }
+        }
+    }
+}
+
+impl From<MemorySlice> for Payload {
+    fn from(slice: MemorySlice) -> Payload {
+        Payload::Memory(slice)
+    }
+}
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Payload::Memory(slice) => slice.fmt(f),
+            Payload::Kernel(slice) => {
+                write!(
+                    f,
+                    "kernel buffer {} +{:#x}, {} bytes",
+                    slice.index(),
+                    slice.start,
+                    slice.length
+                )
+            }
+        }
+    }
+}
+
+const ZERO_CHUNK: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_share_bytes() {
+        let whole = MemorySlice::zeroed(100);
+        whole.slice(10, 5).copy_in(0, b"hello");
+        assert_eq!(whole.slice(10, 5).to_vec(), b"hello");
+        assert!(!whole.is_zero());
+        assert!(whole.slice(15, 85).is_zero());
+    }
+
+    #[test]
+    #[should_panic(expected = "not inside")]
+    fn a_slice_cannot_leave_its_buffer() {
+        MemorySlice::zeroed(10).slice(5, 6);
+    }
+
+    #[test]
+    fn the_pool_reuses_memory_and_stays_bounded() {
+        let pool = BufferPool::new(8192, 1);
+        let (first, second) = (pool.take(), pool.take());
+        let address = first.as_ptr().addr();
+        drop(first);
+        drop(second);
+        assert_eq!(pool.shelf.spare.borrow().len(), 1);
+        assert_eq!(pool.take().as_ptr().addr(), address);
+    }
+
+    #[test]
+    fn buffers_outlive_their_pool() {
+        let buffer = BufferPool::new(4096, 4).take();
+        buffer.fill(0, 4096, 7);
+        assert_eq!(buffer.to_vec(), vec![7; 4096]);
+    }
+
+    #[test]
+    fn payload_copies_go_through_slices() {
+        let payload = Payload::from(MemorySlice::zeroed(64)).slice(32, 32);
+        payload
+            .copy_in(8, &MemorySlice::from_bytes(b"abc"))
+            .expect("memory copies");
+        let back = MemorySlice::zeroed(3);
+        payload.copy_out(8, &back).expect("memory copies");
+        assert_eq!(back.to_vec(), b"abc");
+    }
+}
