@@ -4,4 +4,5 @@
 
 pub mod buffer;
 pub mod error;
+pub mod nbd;
 pub mod range;
