@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::nbd::protocol::TransmissionFlags;
-use crate::nbd::session::BlockSizes;
+use crate::nbd::protocol::{OPTION_REPLY_MAGIC, TransmissionFlags};
+use crate::nbd::session::{BlockSizes, ExportInfo};
 
 /// One export "disk", writable, of 8 MiB; and "ro".
 struct Two;

@@ -21,10 +21,12 @@ mod errno;
 mod extent;
 mod handshake;
 mod meta_context;
+mod negotiation;
 mod option;
 mod protocol;
 mod reply;
 mod request;
+mod request_reader;
 mod session;
 
 pub use errno::ErrorCode;
@@ -34,7 +36,8 @@ pub use meta_context::{ALLOCATION_CONTEXT, SelectedContext};
 pub use option::{MAX_OPTION_LENGTH, MAX_STRING_LENGTH};
 pub use protocol::{DEFAULT_PORT, MAX_PAYLOAD, ReplyMode, TransmissionFlags};
 pub use reply::{ReplyTo, ReplyWriter};
-pub use request::{Command, Incoming, Request, RequestReader};
+pub use request::{Command, Request};
+pub use request_reader::{Incoming, RequestReader};
 pub use session::{BlockSizes, Catalog, ExportInfo, Session};
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ impl ReplyWriter {
     }
 
     fn compact_status(&self, to: ReplyTo, id: u32, extents: &[Extent], last: bool) -> Vec<u8> {
-        const LONGEST: u32 = u32::MAX & !0xffff;
+        const LONGEST: u32 = !0xffff;
         let mut descriptors = Vec::with_capacity(8 * extents.len());
         for extent in extents {
             let length = u32::try_from(extent.length).unwrap_or(LONGEST);

@@ -2,6 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::nbd::meta_context::SelectedContext;
+use crate::nbd::protocol::{EXTENDED_REQUEST_MAGIC, REQUEST_MAGIC, TransmissionFlags};
+use crate::nbd::request::Command;
 
 const SIZE: u64 = 100 << 20;
 
