@@ -2,6 +2,7 @@
 //!
 //! The layers and what each may import stand in `ARCHITECTURE.md`; `tests/layers.rs` holds them.
 
+pub mod block;
 pub mod buffer;
 pub mod error;
 pub mod nbd;

@@ -1,0 +1,532 @@
+//! The checked edge: all I/O between nodes crosses a [`Child`].
+
+use std::cell::{Cell, RefCell};
+use std::rc::{Rc, Weak};
+
+use nix::errno::Errno;
+
+use crate::buffer::{MemorySlice, Payload};
+use crate::error::{Error, ErrorKind, Result};
+use crate::range::{ByteRange, is_aligned};
+
+use super::drain::Condition;
+use super::padding;
+use super::{
+    DetectZeroes, DiscardMode, Extent, Forward, InFlight, LockMode, Node, Permission, Permissions,
+    Transfer, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+};
+
+/// What an edge is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// From outside: an export, a job, a monitor command.
+    Root,
+    /// The image file of a format, or the filtered child.
+    File,
+    /// The backing file.
+    Backing,
+    /// The external data file.
+    DataFile,
+    /// What copies go to.
+    Target,
+}
+
+impl Role {
+    /// The child name in messages and queries.
+    pub fn name(self) -> &'static str {
+        match self {
+            Role::Root => "root",
+            Role::File => "file",
+            Role::Backing => "backing",
+            Role::DataFile => "data-file",
+            Role::Target => "target",
+        }
+    }
+}
+
+/// Who is above an edge.
+#[derive(Clone, Debug)]
+pub enum Parent {
+    /// A node that is being opened, or is open.
+    Node {
+        /// Its name.
+        name: String,
+        /// The node, once it is in the graph.
+        node: Weak<Node>,
+    },
+    /// A user of the graph.
+    Root {
+        /// As messages call it: `an unnamed block device`, `commit job 'j1'`.
+        description: String,
+    },
+}
+
+/// An edge of the block graph.
+///
+/// Requests over a root edge wait at its gate while a drained section holds it. Their futures must be
+/// run to the end: a dropped one does not stop its I/O, but is no longer counted.
+pub struct Child {
+    role: Role,
+    parent: RefCell<Parent>,
+    node: RefCell<Rc<Node>>,
+    permissions: Cell<Permissions>,
+    in_flight: Rc<Cell<u32>>,
+    gates: Cell<u32>,
+    changed: Condition,
+}
+
+impl Child {
+    pub(super) fn new(
+        role: Role,
+        parent: Parent,
+        node: Rc<Node>,
+        permissions: Permissions,
+    ) -> Child {
+        Child {
+            role,
+            parent: RefCell::new(parent),
+            node: RefCell::new(node),
+            permissions: Cell::new(permissions),
+            in_flight: Rc::default(),
+            gates: Cell::new(0),
+            changed: Condition::default(),
+        }
+    }
+
+    /// What the edge is for.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The node below.
+    pub fn node(&self) -> Rc<Node> {
+        self.node.borrow().clone()
+    }
+
+    /// The node above; `None` for a root edge, or while that node is being opened.
+    pub fn parent_node(&self) -> Option<Rc<Node>> {
+        match &*self.parent.borrow() {
+            Parent::Node { node, .. } => node.upgrade(),
+            Parent::Root { .. } => None,
+        }
+    }
+
+    /// From outside the graph.
+    pub fn is_root(&self) -> bool {
+        matches!(&*self.parent.borrow(), Parent::Root { .. })
+    }
+
+    /// The user above, as messages call it.
+    pub fn parent_description(&self) -> String {
+        match &*self.parent.borrow() {
+            Parent::Node { name, .. } => format!("node '{name}'"),
+            Parent::Root { description } => description.clone(),
+        }
+    }
+
+    /// What is needed and shared over this edge.
+    pub fn permissions(&self) -> Permissions {
+        self.permissions.get()
+    }
+
+    pub(super) fn set_permissions(&self, permissions: Permissions) {
+        self.permissions.set(permissions);
+    }
+
+    pub(super) fn set_node(&self, node: Rc<Node>) {
+        *self.node.borrow_mut() = node;
+    }
+
+    pub(super) fn set_parent_node(&self, node: &Rc<Node>) {
+        *self.parent.borrow_mut() = Parent::Node {
+            name: node.name().to_owned(),
+            node: Rc::downgrade(node),
+        };
+    }
+
+    pub(super) fn close_gate(&self) {
+        self.gates.set(self.gates.get() + 1);
+    }
+
+    pub(super) fn open_gate(&self) {
+        self.gates.set(self.gates.get() - 1);
+        self.changed.notify();
+    }
+
+    pub(super) async fn until_idle(&self) {
+        self.changed.until(|| self.in_flight.get() == 0).await;
+    }
+
+    /// Requests over the edge that are not answered yet.
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.get()
+    }
+
+    /// Fills `payload` from `offset`.
+    ///
+    /// # Errors
+    /// Outside the node over a root or backing edge: `EIO`; else what the driver says.
+    pub async fn read(&self, offset: u64, payload: Payload) -> Result<()> {
+        if payload.length() == 0 {
+            return Ok(());
+        }
+        let _passage = self.enter().await;
+        let node = self.node();
+        let length = payload.length() as u64;
+        self.check_inside(&node, offset, length)?;
+        let transfer = Transfer {
+            kind: TransferKind::Read,
+            offset,
+            length,
+        };
+        let route = Route::follow(node, transfer);
+        let result = padding::read(&route.node, route.offset, payload).await;
+        self.note(result)
+    }
+
+    /// Writes `payload` at `offset`.
+    ///
+    /// # Errors
+    /// Without write permission `EPERM`; outside the node `EIO`, unless the edge may resize it.
+    pub async fn write(&self, offset: u64, payload: Payload, flags: WriteFlags) -> Result<()> {
+        if payload.length() == 0 {
+            return Ok(());
+        }
+        let _passage = self.enter().await;
+        let node = self.node();
+        let length = payload.length() as u64;
+        self.check_writable(&node, offset, length)?;
+        let transfer = Transfer {
+            kind: TransferKind::Write(flags),
+            offset,
+            length,
+        };
+        let route = Route::follow(node, transfer);
+        let result = deliver_write(&route.node, route.offset, payload, flags).await;
+        self.note(result)
+    }
+
+    /// Makes the range read as zeroes.
+    ///
+    /// # Errors
+    /// As [`Child::write`].
+    pub async fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let _passage = self.enter().await;
+        let node = self.node();
+        self.check_writable(&node, range.start(), range.length())?;
+        let result = deliver_zeroes(&node, range, flags).await;
+        self.note(result)
+    }
+
+    /// A hint that the range is not needed. Bytes outside the node's alignment are left alone.
+    ///
+    /// # Errors
+    /// As [`Child::write`]; a driver that cannot discard is no error.
+    pub async fn discard(&self, range: ByteRange) -> Result<()> {
+        let _passage = self.enter().await;
+        let node = self.node();
+        self.check_writable(&node, range.start(), range.length())?;
+        let result = deliver_discard(&node, range).await;
+        self.note(result)
+    }
+
+    /// Makes all writes that were answered before durable.
+    pub async fn flush(&self) -> Result<()> {
+        let _passage = self.enter().await;
+        let node = self.node();
+        node.count(|statistics| statistics.flushes += 1);
+        let result = node.flush().await;
+        self.note(result)
+    }
+
+    /// What the first extent of the range is in the node below, that layer only.
+    pub async fn block_status(&self, range: ByteRange) -> Result<Extent> {
+        let _passage = self.enter().await;
+        let node = self.node();
+        self.check_inside(&node, range.start(), range.length())?;
+        let extent = node.driver().block_status(range).await?;
+        assert!(
+            extent.length > 0 && extent.length <= range.length(),
+            "{node:?} answers block status {extent:?} for {range}"
+        );
+        Ok(extent)
+    }
+
+    /// Sets the size of the node below in bytes.
+    ///
+    /// # Errors
+    /// `EPERM` without resize permission; what the driver says.
+    pub async fn truncate(&self, size: u64, options: TruncateOptions) -> Result<()> {
+        let _passage = self.enter().await;
+        let node = self.node();
+        if !self.permissions().required.contains(Permission::RESIZE) {
+            let message = format!("Node '{}' may not be resized", node.name());
+            return Err(Error::new(ErrorKind::Permission, message));
+        }
+        node.driver().truncate(size, options).await
+    }
+
+    /// Waits at the gate of a root edge and counts the request.
+    async fn enter(&self) -> Passage<'_> {
+        if self.gates.get() > 0 {
+            self.changed.until(|| self.gates.get() == 0).await;
+        }
+        Passage {
+            _count: Some(InFlight::enter(&self.in_flight)),
+            child: self,
+        }
+    }
+
+    /// Requests from outside and to a backing file end within the node; a format may read past the
+    /// end of its file, which reads as zeroes.
+    fn check_inside(&self, node: &Node, offset: u64, length: u64) -> Result<()> {
+        let end = offset.checked_add(length);
+        let bound = if self.role == Role::File {
+            i64::MAX as u64
+        } else {
+            node.size()
+        };
+        match end {
+            Some(end) if end <= bound => Ok(()),
+            _ => Err(outside(node, offset, length, bound)),
+        }
+    }
+
+    fn check_writable(&self, node: &Node, offset: u64, length: u64) -> Result<()> {
+        let required = self.permissions().required;
+        if !required.intersects(Permission::WRITE | Permission::WRITE_UNCHANGED) {
+            let message = format!("Node '{}' is read only", node.name());
+            return Err(Error::new(ErrorKind::Permission, message));
+        }
+        let grows = self.role != Role::Root && required.contains(Permission::RESIZE);
+        let bound = if grows { i64::MAX as u64 } else { node.size() };
+        match offset.checked_add(length) {
+            Some(end) if end <= bound => Ok(()),
+            _ => Err(outside(node, offset, length, bound)),
+        }
+    }
+
+    fn note(&self, result: Result<()>) -> Result<()> {
+        if result.is_err() {
+            self.node
+                .borrow()
+                .count(|statistics| statistics.failures += 1);
+        }
+        result
+    }
+}
+
+fn outside(node: &Node, offset: u64, length: u64, bound: u64) -> Error {
+    let message = format!(
+        "request {offset:#x}+{length:#x} ends outside node '{}' of {bound:#x} bytes",
+        node.name()
+    );
+    Error::from_errno(Errno::EIO, message)
+}
+
+/// A request between its admission and its answer.
+struct Passage<'a> {
+    _count: Option<InFlight>,
+    child: &'a Child,
+}
+
+impl Drop for Passage<'_> {
+    fn drop(&mut self) {
+        self._count = None;
+        if self.child.gates.get() > 0 && self.child.in_flight.get() == 0 {
+            self.child.changed.notify();
+        }
+    }
+}
+
+/// The fast path: the nodes that a transfer crosses unchanged, down to the one that must work on it.
+/// No allocation; edges on the way are counted like any other.
+struct Route {
+    node: Rc<Node>,
+    offset: u64,
+    _hops: [Option<(InFlight, Option<InFlight>)>; MOST_HOPS],
+}
+
+const MOST_HOPS: usize = 6;
+
+impl Route {
+    fn follow(node: Rc<Node>, mut transfer: Transfer) -> Route {
+        let mut hops = [const { None }; MOST_HOPS];
+        let mut node = node;
+        count_transfer(&node, &transfer);
+        for hop in &mut hops {
+            let Some(Forward {
+                child,
+                offset,
+                guard,
+            }) = forward(&node, &transfer)
+            else {
+                break;
+            };
+            transfer.offset = offset;
+            *hop = Some((InFlight::enter(&child.in_flight), guard));
+            node = child.node();
+            count_transfer(&node, &transfer);
+        }
+        Route {
+            node,
+            offset: transfer.offset,
+            _hops: hops,
+        }
+    }
+}
+
+fn forward(node: &Node, transfer: &Transfer) -> Option<Forward> {
+    let writes = transfer.kind != TransferKind::Read;
+    let limits = node.driver().limits();
+    let looks = writes && node.options().detect_zeroes != DetectZeroes::Off;
+    let fits = transfer.length <= u64::from(limits.max_transfer)
+        && is_aligned(
+            transfer.offset | transfer.length,
+            u64::from(limits.request_alignment),
+        );
+    if looks || !fits {
+        None
+    } else {
+        node.driver().forward(transfer)
+    }
+}
+
+fn count_transfer(node: &Node, transfer: &Transfer) {
+    node.count(|statistics| match transfer.kind {
+        TransferKind::Read => {
+            statistics.reads += 1;
+            statistics.read_bytes += transfer.length;
+        }
+        TransferKind::Write(_) => {
+            statistics.writes += 1;
+            statistics.written_bytes += transfer.length;
+            statistics.highest_written = statistics
+                .highest_written
+                .max(transfer.offset + transfer.length);
+        }
+    });
+}
+
+/// Zero detection and FUA, then the driver.
+async fn deliver_write(
+    node: &Rc<Node>,
+    offset: u64,
+    payload: Payload,
+    flags: WriteFlags,
+) -> Result<()> {
+    let detect = node.options().detect_zeroes;
+    if detect != DetectZeroes::Off && payload.to_memory()?.is_zero() {
+        let range = ByteRange::between(offset, offset + payload.length() as u64);
+        let mut zero = ZeroFlags::empty();
+        zero.set(ZeroFlags::MAY_UNMAP, detect == DetectZeroes::Unmap);
+        zero.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
+        return deliver_zeroes(node, range, zero).await;
+    }
+    let flush_after = flags.contains(WriteFlags::FUA) && !node.driver().limits().native_fua;
+    let flags = if flush_after {
+        flags - WriteFlags::FUA
+    } else {
+        flags
+    };
+    padding::write(node, offset, payload, flags).await?;
+    if flush_after {
+        node.flush().await
+    } else {
+        Ok(())
+    }
+}
+
+async fn deliver_zeroes(node: &Rc<Node>, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+    let mut driver_flags = flags - ZeroFlags::FUA;
+    if node.options().discard == DiscardMode::Ignore {
+        driver_flags -= ZeroFlags::MAY_UNMAP;
+    }
+    node.count(|statistics| {
+        statistics.highest_written = statistics.highest_written.max(range.end());
+    });
+    let limits = node.driver().limits();
+    let alignment = u64::from(limits.request_alignment);
+    let Some(middle) = range.align_inward(alignment) else {
+        return finish_zeroes(node, write_zero_data(node, range).await, flags).await;
+    };
+    let head = ByteRange::between(range.start(), middle.start());
+    let tail = ByteRange::between(middle.end(), range.end());
+    write_zero_data(node, head).await?;
+    write_zero_data(node, tail).await?;
+    let mut start = middle.start();
+    while start < middle.end() {
+        let end = middle.end().min(start.saturating_add(limits.max_zeroes));
+        zero_piece(node, ByteRange::between(start, end), driver_flags).await?;
+        start = end;
+    }
+    finish_zeroes(node, Ok(()), flags).await
+}
+
+async fn finish_zeroes(node: &Rc<Node>, result: Result<()>, flags: ZeroFlags) -> Result<()> {
+    result?;
+    if flags.contains(ZeroFlags::FUA) {
+        node.flush().await
+    } else {
+        Ok(())
+    }
+}
+
+async fn zero_piece(node: &Rc<Node>, range: ByteRange, flags: ZeroFlags) -> Result<()> {
+    let padding = padding::hold(node, range, LockMode::Shared).await;
+    let result = node
+        .driver()
+        .write_zeroes(range, flags - ZeroFlags::NO_FALLBACK)
+        .await;
+    drop(padding);
+    match result {
+        Err(error)
+            if error.errno() == Errno::EOPNOTSUPP && !flags.contains(ZeroFlags::NO_FALLBACK) =>
+        {
+            write_zero_data(node, range).await
+        }
+        other => other,
+    }
+}
+
+/// Zeroes as data, in pieces.
+async fn write_zero_data(node: &Rc<Node>, range: ByteRange) -> Result<()> {
+    if range.is_empty() {
+        return Ok(());
+    }
+    let piece = range.length().min(ZERO_PIECE);
+    let zeroes = MemorySlice::zeroed(piece as usize);
+    let mut start = range.start();
+    while start < range.end() {
+        let length = piece.min(range.end() - start);
+        let payload = Payload::from(zeroes.slice(0, length as usize));
+        padding::write(node, start, payload, WriteFlags::empty()).await?;
+        start += length;
+    }
+    Ok(())
+}
+
+const ZERO_PIECE: u64 = 1 << 20;
+
+async fn deliver_discard(node: &Rc<Node>, range: ByteRange) -> Result<()> {
+    if node.options().discard == DiscardMode::Ignore {
+        return Ok(());
+    }
+    let limits = node.driver().limits();
+    let Some(range) = range.align_inward(u64::from(limits.request_alignment)) else {
+        return Ok(());
+    };
+    let mut start = range.start();
+    while start < range.end() {
+        let end = range.end().min(start.saturating_add(limits.max_zeroes));
+        match node.driver().discard(ByteRange::between(start, end)).await {
+            Err(error) if error.errno() == Errno::EOPNOTSUPP => return Ok(()),
+            result => result?,
+        }
+        start = end;
+    }
+    Ok(())
+}

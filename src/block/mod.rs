@@ -1,0 +1,36 @@
+//! What a node is and how nodes are joined.
+//!
+//! A [`Node`] is a driver with a name. Nodes are joined by [`Child`] edges to a [`Graph`]; all I/O
+//! between nodes crosses a `Child`, where range, alignment, permission and in-flight count are dealt
+//! with once, so that a [`Driver`] may trust its arguments. This module knows no format, no file and
+//! no protocol; it opens nothing.
+//!
+//! Invariants:
+//! - Everything here belongs to one I/O thread and is not `Send`.
+//! - The graph changes only inside a drained section (see [`Graph::drain`]).
+//! - An edge never has permissions that another edge to the same node does not share.
+
+mod child;
+mod drain;
+mod driver;
+mod graph;
+mod limits;
+mod node;
+mod padding;
+mod permission;
+mod permission_update;
+mod range_lock;
+mod status;
+
+pub use child::{Child, Parent, Role};
+pub use drain::DrainedSection;
+pub use driver::{
+    Driver, Forward, InFlight, IoFuture, Transfer, TransferKind, TruncateOptions, WriteFlags,
+    ZeroFlags,
+};
+pub use graph::{BlockEvent, Graph, NodeSpec};
+pub use limits::Limits;
+pub use node::{DetectZeroes, DiscardMode, Node, NodeOptions, NodeStatistics};
+pub use permission::{Permission, Permissions};
+pub use range_lock::{LockMode, RangeGuard, RangeLock};
+pub use status::{Extent, ExtentKind, status_above};
