@@ -7,3 +7,4 @@ pub mod buffer;
 pub mod error;
 pub mod nbd;
 pub mod range;
+pub mod runtime;

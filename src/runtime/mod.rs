@@ -1,0 +1,59 @@
+//! One I/O thread: one io_uring and one executor for futures that never leave the thread.
+//!
+//! [`Runtime`] is owned by the thread and runs its loop; [`Handle`] is what everything else on the
+//! thread holds, passed explicitly; [`Remote`] is what other threads hold. [`Runtime::simulated`]
+//! has no ring: its clock is virtual and its order of tasks drawn from a seed, so that a failing
+//! run is its seed. This is not a general async runtime: no thread pool for futures, no work
+//! stealing, no global state.
+//!
+//! Invariants:
+//! - Tasks run on the thread that owns the runtime, and only there.
+//! - A wake-up from the own thread takes no lock; one from another thread is never lost.
+//! - One io_uring_enter per turn of the loop.
+
+mod blocking;
+mod clock;
+mod executor;
+mod handle;
+mod ready;
+mod remote;
+pub mod ring;
+pub mod sync;
+mod task;
+
+pub use blocking::Blocking;
+pub use clock::{Elapsed, Instant, Sleep, Timeout};
+pub use executor::Runtime;
+pub use handle::{Handle, YieldNow};
+pub use remote::Remote;
+pub use task::Task;
+
+/// What a runtime is built with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Entries of the submission queue, a power of two; the completion queue has four times as many.
+    pub entries: u32,
+    /// Slots for registered buffers: one per request of a zero-copy export.
+    pub buffer_slots: u32,
+    /// Slots for registered files; files beyond them are used by descriptor.
+    pub file_slots: u32,
+    /// Threads at most for blocking system calls.
+    pub blocking_threads: usize,
+    /// Where random numbers come from.
+    pub seed: u64,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            entries: 256,
+            buffer_slots: 1024,
+            file_slots: 64,
+            blocking_threads: 4,
+            seed: 0,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
