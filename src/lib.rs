@@ -6,5 +6,6 @@ pub mod block;
 pub mod buffer;
 pub mod error;
 pub mod nbd;
+pub mod qmp;
 pub mod range;
 pub mod runtime;
