@@ -1,0 +1,192 @@
+//! Describing, adding, changing and removing nodes.
+
+use super::{
+    Alternate, BOOL, Command, EMPTY_RESULT, Enum, Event, INT, Object, STR, Type, U64, Variants,
+    cmd, opt, refused, req,
+};
+
+pub(super) static COMMANDS: &[Command] = &[
+    cmd("blockdev-add", &BLOCKDEV_OPTIONS, EMPTY_RESULT),
+    cmd("blockdev-del", &DEL_ARGS, EMPTY_RESULT),
+    cmd("blockdev-reopen", &REOPEN_ARGS, EMPTY_RESULT),
+];
+
+pub(super) static EVENTS: &[Event] = &[Event {
+    name: "BLOCK_IMAGE_CORRUPTED",
+    data: &IMAGE_CORRUPTED,
+}];
+
+/// The description of a node: options of `--blockdev`, arguments of `blockdev-add`.
+pub static BLOCKDEV_OPTIONS: Object = Object {
+    name: "BlockdevOptions",
+    base: None,
+    members: &[
+        req("driver", Type::Enum(&DRIVER)),
+        opt("node-name", STR),
+        opt("discard", Type::Enum(&DISCARD)),
+        opt("cache", Type::Object(&CACHE_OPTIONS)),
+        refused("active", "nodes are always active"),
+        opt("read-only", BOOL),
+        opt("auto-read-only", BOOL),
+        opt("force-share", BOOL),
+        opt("detect-zeroes", Type::Enum(&DETECT_ZEROES)),
+    ],
+    variants: Some(Variants {
+        tag: "driver",
+        branches: &[
+            ("file", &FILE_OPTIONS),
+            ("host_device", &FILE_OPTIONS),
+            ("null-co", &NULL_OPTIONS),
+            ("qcow2", &QCOW2_OPTIONS),
+            ("raw", &RAW_OPTIONS),
+        ],
+    }),
+};
+
+/// The drivers that there are.
+pub(super) static DRIVER: Enum = Enum {
+    name: "BlockdevDriver",
+    values: &["file", "host_device", "null-co", "qcow2", "raw"],
+};
+
+static DEL_ARGS: Object = Object::new("blockdev-del-arg", &[req("node-name", STR)]);
+
+static REOPEN_ARGS: Object = Object::new(
+    "blockdev-reopen-arg",
+    &[req(
+        "options",
+        Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)),
+    )],
+);
+
+static IMAGE_CORRUPTED: Object = Object::new(
+    "BLOCK_IMAGE_CORRUPTED-arg",
+    &[
+        req("device", STR),
+        opt("node-name", STR),
+        req("msg", STR),
+        opt("offset", INT),
+        opt("size", INT),
+        req("fatal", BOOL),
+    ],
+);
+
+static DISCARD: Enum = Enum {
+    name: "BlockdevDiscardOptions",
+    values: &["ignore", "unmap"],
+};
+
+pub(super) static DETECT_ZEROES: Enum = Enum {
+    name: "BlockdevDetectZeroesOptions",
+    values: &["off", "on", "unmap"],
+};
+
+static CACHE_OPTIONS: Object = Object::new(
+    "BlockdevCacheOptions",
+    &[opt("direct", BOOL), opt("no-flush", BOOL)],
+);
+
+/// A child: a description in place, or the name of a node.
+pub(super) static BLOCKDEV_REF: Alternate = Alternate {
+    name: "BlockdevRef",
+    types: &[Type::Object(&BLOCKDEV_OPTIONS), STR],
+};
+
+/// A child that may be declared absent.
+static BLOCKDEV_REF_OR_NULL: Alternate = Alternate {
+    name: "BlockdevRefOrNull",
+    types: &[Type::Object(&BLOCKDEV_OPTIONS), STR, Type::Null],
+};
+
+static FILE_OPTIONS: Object = Object::new(
+    "BlockdevOptionsFile",
+    &[
+        req("filename", STR),
+        refused("pr-manager", "persistent reservations are not passed on"),
+        opt("locking", Type::Enum(&ON_OFF_AUTO)),
+        opt("aio", Type::Enum(&AIO)),
+        opt("aio-max-batch", INT),
+        opt("drop-cache", BOOL),
+        refused("x-check-cache-dropped", "it is QEMU's debugging aid"),
+    ],
+);
+
+static ON_OFF_AUTO: Enum = Enum {
+    name: "OnOffAuto",
+    values: &["auto", "on", "off"],
+};
+
+static AIO: Enum = Enum {
+    name: "BlockdevAioOptions",
+    values: &["threads", "native", "io_uring"],
+};
+
+static NULL_OPTIONS: Object = Object::new(
+    "BlockdevOptionsNull",
+    &[
+        opt("size", INT),
+        opt("latency-ns", U64),
+        opt("read-zeroes", BOOL),
+    ],
+);
+
+static FORMAT_OPTIONS: Object = Object::new(
+    "BlockdevOptionsGenericFormat",
+    &[req("file", Type::Alternate(&BLOCKDEV_REF))],
+);
+
+static RAW_OPTIONS: Object = Object::new(
+    "BlockdevOptionsRaw",
+    &[opt("offset", INT), opt("size", INT)],
+)
+.based(&FORMAT_OPTIONS);
+
+static QCOW2_OPTIONS: Object = Object::new(
+    "BlockdevOptionsQcow2",
+    &[
+        opt("backing", Type::Alternate(&BLOCKDEV_REF_OR_NULL)),
+        opt("lazy-refcounts", BOOL),
+        opt("pass-discard-request", BOOL),
+        opt("pass-discard-snapshot", BOOL),
+        opt("pass-discard-other", BOOL),
+        opt("discard-no-unref", BOOL),
+        opt("overlap-check", Type::Alternate(&OVERLAP_CHECKS)),
+        opt("cache-size", INT),
+        opt("l2-cache-size", INT),
+        opt("l2-cache-entry-size", INT),
+        opt("refcount-cache-size", INT),
+        opt("cache-clean-interval", INT),
+        refused("encrypt", "encrypted images cannot be opened"),
+        refused("data-file", "external data files cannot be opened"),
+    ],
+)
+.based(&FORMAT_OPTIONS);
+
+static OVERLAP_CHECKS: Alternate = Alternate {
+    name: "Qcow2OverlapChecks",
+    types: &[
+        Type::Object(&OVERLAP_CHECK_FLAGS),
+        Type::Enum(&OVERLAP_CHECK_MODE),
+    ],
+};
+
+static OVERLAP_CHECK_MODE: Enum = Enum {
+    name: "Qcow2OverlapCheckMode",
+    values: &["none", "constant", "cached", "all"],
+};
+
+static OVERLAP_CHECK_FLAGS: Object = Object::new(
+    "Qcow2OverlapCheckFlags",
+    &[
+        opt("template", Type::Enum(&OVERLAP_CHECK_MODE)),
+        opt("main-header", BOOL),
+        opt("active-l1", BOOL),
+        opt("active-l2", BOOL),
+        opt("refcount-table", BOOL),
+        opt("refcount-block", BOOL),
+        opt("snapshot-table", BOOL),
+        opt("inactive-l1", BOOL),
+        opt("inactive-l2", BOOL),
+        opt("bitmap-directory", BOOL),
+    ],
+);

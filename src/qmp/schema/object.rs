@@ -1,0 +1,56 @@
+//! Objects: I/O threads and secrets.
+
+use super::{Command, EMPTY_RESULT, Enum, Object, STR, Type, Variants, cmd, opt, refused, req};
+
+pub(super) static COMMANDS: &[Command] = &[
+    cmd("object-add", &OBJECT_OPTIONS, EMPTY_RESULT),
+    cmd("object-del", &DEL_ARGS, EMPTY_RESULT),
+];
+
+/// The description of an object: options of `--object`, arguments of `object-add`.
+pub static OBJECT_OPTIONS: Object = Object {
+    name: "ObjectOptions",
+    base: None,
+    members: &[req("qom-type", Type::Enum(&OBJECT_TYPE)), req("id", STR)],
+    variants: Some(Variants {
+        tag: "qom-type",
+        branches: &[("iothread", &IOTHREAD_OPTIONS), ("secret", &SECRET_OPTIONS)],
+    }),
+};
+
+static OBJECT_TYPE: Enum = Enum {
+    name: "ObjectType",
+    values: &["iothread", "secret"],
+};
+
+static DEL_ARGS: Object = Object::new("object-del-arg", &[req("id", STR)]);
+
+const NOTHING_TO_TUNE: &str = "the I/O loop has nothing that it could tune";
+
+static IOTHREAD_OPTIONS: Object = Object::new(
+    "IothreadProperties",
+    &[
+        refused("aio-max-batch", NOTHING_TO_TUNE),
+        refused("thread-pool-min", NOTHING_TO_TUNE),
+        refused("thread-pool-max", NOTHING_TO_TUNE),
+        refused("poll-max-ns", NOTHING_TO_TUNE),
+        refused("poll-grow", NOTHING_TO_TUNE),
+        refused("poll-shrink", NOTHING_TO_TUNE),
+    ],
+);
+
+static SECRET_OPTIONS: Object = Object::new(
+    "SecretProperties",
+    &[
+        opt("format", Type::Enum(&SECRET_FORMAT)),
+        refused("keyid", "secrets are given in the clear or by file"),
+        refused("iv", "secrets are given in the clear or by file"),
+        opt("data", STR),
+        opt("file", STR),
+    ],
+);
+
+static SECRET_FORMAT: Enum = Enum {
+    name: "QCryptoSecretFormat",
+    values: &["raw", "base64"],
+};
