@@ -7,3 +7,4 @@
 pub mod error;
 pub mod json;
 pub mod schema;
+pub mod session;
