@@ -4,7 +4,9 @@
 //! client's conversation as a state machine without I/O or clock, [`schema`] says which commands there
 //! are and checks their arguments, [`keyval`] and [`chardev`] read the command line's other notations.
 
+pub mod chardev;
 pub mod error;
 pub mod json;
+pub mod keyval;
 pub mod schema;
 pub mod session;
