@@ -5,6 +5,7 @@
 pub mod block;
 pub mod buffer;
 pub mod error;
+pub mod export;
 pub mod nbd;
 pub mod qmp;
 pub mod range;

@@ -255,6 +255,15 @@ impl Child {
         Ok(extent)
     }
 
+    /// The status of the start of the range seen through the node below and its backing chain, with
+    /// the depth of the layer that decides (1: the node itself, 0: none does).
+    pub async fn status_through(&self, range: ByteRange) -> Result<(Extent, usize)> {
+        let _passage = self.enter().await;
+        let node = self.node();
+        self.check_inside(&node, range.start(), range.length())?;
+        super::status_above(&node, None, range).await
+    }
+
     /// Sets the size of the node below in bytes.
     ///
     /// # Errors

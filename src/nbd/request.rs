@@ -207,7 +207,7 @@ impl RawRequest {
                 Err((ErrorCode::NoSpace, "write past the end of the export"))
             }
             _ if !inside => Err((ErrorCode::Invalid, "request past the end of the export")),
-            Command::Read { .. } if self.length > u64::from(MAX_PAYLOAD) => Err((
+            Command::Read { .. } | Command::Cache if self.length > u64::from(MAX_PAYLOAD) => Err((
                 ErrorCode::Invalid,
                 "read is longer than the maximum block size",
             )),
