@@ -1,0 +1,48 @@
+# Everything by name: make help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help test test-long kernel-test build install lint doc setup clean
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+test: ## all tests: lint, without ublk, and against two kernels with it
+	@kernel-tests/test-all
+
+test-long: ## all tests, with many more loops and cases
+	@kernel-tests/test-all --long
+
+kernel-test: ## only the tests against the ublk driver, on the new kernel
+	@kernel-tests/setup build vm
+	$(CARGO) build --release --bins
+	@kernel-tests/vm kernel-tests/[0-9][0-9]-*.sh
+
+build: ## the two binaries, optimised
+	@kernel-tests/setup build
+	$(CARGO) build --release --bins
+
+lint: ## format and clippy
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --all-features -- -D warnings
+
+doc: ## the library's documentation
+	$(CARGO) doc --no-deps --all-features
+
+setup: ## install what all of this needs (Debian packages, kernels, Python tools)
+	@kernel-tests/setup
+
+install: build ## binaries, systemd units and udev rules under PREFIX
+	install -D -m 755 $(TARGET_DIR)/release/liveblkd $(DESTDIR)$(PREFIX)/bin/liveblkd
+	install -D -m 755 $(TARGET_DIR)/release/liveblk $(DESTDIR)$(PREFIX)/bin/liveblk
+	@set -e; for unit in $(wildcard systemd/*.service systemd/*.socket systemd/*.target); do \
+	    install -D -m 644 -v $$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
+	@set -e; for rule in $(wildcard udev/*.rules); do \
+	    install -D -m 644 -v $$rule $(DESTDIR)$(PREFIX)/lib/udev/rules.d/$${rule##*/}; done
+
+clean: ## build results; kernels and tools in the cache stay
+	$(CARGO) clean
