@@ -255,15 +255,6 @@ impl Child {
         Ok(extent)
     }
 
-    /// The status of the start of the range seen through the node below and its backing chain, with
-    /// the depth of the layer that decides (1: the node itself, 0: none does).
-    pub async fn status_through(&self, range: ByteRange) -> Result<(Extent, usize)> {
-        let _passage = self.enter().await;
-        let node = self.node();
-        self.check_inside(&node, range.start(), range.length())?;
-        super::status_above(&node, None, range).await
-    }
-
     /// Sets the size of the node below in bytes.
     ///
     /// # Errors
@@ -279,7 +270,7 @@ impl Child {
     }
 
     /// Waits at the gate of a root edge and counts the request.
-    async fn enter(&self) -> Passage<'_> {
+    pub(super) async fn enter(&self) -> Passage<'_> {
         if self.gates.get() > 0 {
             self.changed.until(|| self.gates.get() == 0).await;
         }
@@ -291,7 +282,7 @@ impl Child {
 
     /// Requests from outside and to a backing file end within the node; a format may read past the
     /// end of its file, which reads as zeroes.
-    fn check_inside(&self, node: &Node, offset: u64, length: u64) -> Result<()> {
+    pub(super) fn check_inside(&self, node: &Node, offset: u64, length: u64) -> Result<()> {
         let end = offset.checked_add(length);
         let bound = if self.role == Role::File {
             i64::MAX as u64
@@ -337,7 +328,7 @@ fn outside(node: &Node, offset: u64, length: u64, bound: u64) -> Error {
 }
 
 /// A request between its admission and its answer.
-struct Passage<'a> {
+pub(super) struct Passage<'a> {
     _count: Option<InFlight>,
     child: &'a Child,
 }

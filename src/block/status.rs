@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::range::ByteRange;
 
-use super::{Node, Role};
+use super::{Child, Node, Role};
 
 /// What an extent is in the layer that was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,20 @@ impl Extent {
     /// This layer decides what is read.
     pub fn is_allocated(&self) -> bool {
         self.kind != ExtentKind::Unallocated
+    }
+}
+
+impl Child {
+    /// The status of the start of the range seen through the node below and its backing chain, with
+    /// the depth of the layer that decides; see [`status_above`].
+    ///
+    /// # Errors
+    /// Outside the node `EIO`; else what a driver says.
+    pub async fn status_through(&self, range: ByteRange) -> Result<(Extent, usize)> {
+        let _passage = self.enter().await;
+        let node = self.node();
+        self.check_inside(&node, range.start(), range.length())?;
+        status_above(&node, None, range).await
     }
 }
 
