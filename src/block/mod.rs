@@ -22,6 +22,9 @@ mod permission_update;
 mod range_lock;
 mod status;
 
+#[cfg(test)]
+mod tests;
+
 pub use child::{Child, Parent, Role};
 pub use drain::DrainedSection;
 pub use driver::{
