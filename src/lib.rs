@@ -10,3 +10,5 @@ pub mod nbd;
 pub mod qmp;
 pub mod range;
 pub mod runtime;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

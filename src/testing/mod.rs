@@ -1,0 +1,23 @@
+//! What tests stand on: a simulated disk, fault rules, a reference model, a seeded workload and the
+//! contract that every driver keeps.
+//!
+//! Compiled for tests and with the feature `testing` only; knows no format and no protocol. All
+//! time is the runtime's virtual clock and all chance comes from a seed, so a failing run is its
+//! seed (see [`for_each_seed`]).
+
+mod disk;
+mod disk_driver;
+mod fault;
+mod model;
+mod power;
+mod random;
+mod replay;
+mod volatile_store;
+
+pub use disk::{DiskOptions, SimulatedDisk};
+pub use fault::{DiskOperation, Fault};
+pub use model::{Mismatch, Model, Pending, PendingFlush, stamped};
+pub use power::Power;
+pub use random::Random;
+pub use replay::{SCALE_VARIABLE, SEED_VARIABLE, for_each_seed, scale};
+pub use volatile_store::{SECTOR, VolatileStore};

@@ -1,0 +1,73 @@
+//! The power supply of simulated disks: one failure stops them all at the same moment.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+
+use crate::runtime::sync::Event;
+
+/// Counts the operations of all disks that hang on it and fails at a chosen one.
+#[derive(Clone, Default)]
+pub struct Power {
+    state: Rc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    operations: Cell<u64>,
+    fail_at: Cell<Option<u64>>,
+    off: Event,
+}
+
+impl Power {
+    /// Power that stays.
+    pub fn new() -> Power {
+        Power::default()
+    }
+
+    /// Power that fails when the operation number `operation` (from 1) begins.
+    pub fn failing_at(operation: u64) -> Power {
+        let power = Power::default();
+        power.state.fail_at.set(Some(operation));
+        power
+    }
+
+    /// Operations that have begun so far.
+    pub fn operations(&self) -> u64 {
+        self.state.operations.get()
+    }
+
+    /// It failed.
+    pub fn is_off(&self) -> bool {
+        self.state.off.is_set()
+    }
+
+    /// Fails now.
+    pub fn cut(&self) {
+        self.state.off.set();
+    }
+
+    /// An operation begins.
+    pub(super) fn count(&self) {
+        let number = self.state.operations.get() + 1;
+        self.state.operations.set(number);
+        if self.state.fail_at.get() == Some(number) {
+            self.cut();
+        }
+    }
+
+    /// Runs a future to its end, or until power fails: then the future is dropped unfinished.
+    pub async fn run<F: Future>(&self, future: F) -> Option<F::Output> {
+        let mut future = pin!(future);
+        let mut failure = pin!(self.state.off.wait());
+        poll_fn(|context| {
+            if failure.as_mut().poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            future.as_mut().poll(context).map(Some)
+        })
+        .await
+    }
+}
