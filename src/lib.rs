@@ -6,6 +6,7 @@ pub mod block;
 pub mod buffer;
 pub mod error;
 pub mod export;
+pub mod format;
 pub mod nbd;
 pub mod qmp;
 pub mod range;
