@@ -2,5 +2,8 @@
 
 mod imports;
 mod layers;
+mod nbd_peers;
+mod nbd_raw;
+mod nbd_server;
 mod source;
 mod style;
