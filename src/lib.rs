@@ -8,6 +8,7 @@ pub mod error;
 pub mod export;
 pub mod format;
 pub mod nbd;
+pub mod protocol;
 pub mod qmp;
 pub mod range;
 pub mod runtime;
