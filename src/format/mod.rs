@@ -3,3 +3,4 @@
 //! They open nothing: children are handed to them, and a backing name in a header is data.
 
 pub mod qcow2;
+pub mod raw;

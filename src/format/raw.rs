@@ -1,0 +1,246 @@
+//! `raw`: the bytes of a file, or of a part of it, as they are.
+
+use std::any::Any;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use nix::errno::Errno;
+
+use crate::block::{
+    Child, Driver, Extent, ExtentKind, Forward, IoFuture, Limits, Permission, Permissions, Role,
+    Transfer, TruncateOptions, WriteFlags, ZeroFlags,
+};
+use crate::buffer::Payload;
+use crate::error::{Error, ErrorKind, Result};
+use crate::range::ByteRange;
+
+/// Which part of the file the node is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RawOptions {
+    /// First byte.
+    pub offset: u64,
+    /// Bytes, a multiple of 512; up to the end of the file where it is not given.
+    pub size: Option<u64>,
+}
+
+impl RawOptions {
+    /// The whole file.
+    fn is_whole(&self) -> bool {
+        *self == RawOptions::default()
+    }
+
+    fn check(&self, containing: u64) -> Result<()> {
+        let offset = self.offset;
+        if offset > containing {
+            return Err(invalid(format!(
+                "Offset ({offset}) cannot be greater than size of the containing file ({containing})"
+            )));
+        }
+        let Some(size) = self.size else { return Ok(()) };
+        if containing - offset < size {
+            return Err(invalid(format!(
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  \
+                 actual size of the containing file ({containing})"
+            )));
+        }
+        if size % 512 != 0 {
+            return Err(invalid("Specified size is not multiple of 512"));
+        }
+        Ok(())
+    }
+}
+
+/// The driver.
+pub struct Raw {
+    file: RefCell<Rc<Child>>,
+    options: Cell<RawOptions>,
+}
+
+impl Raw {
+    /// The permissions with which `file` is to be attached before the node is there.
+    pub fn file_permissions(options: &RawOptions) -> Permissions {
+        child_permissions(options, Permissions::NONE)
+    }
+
+    /// A node over the part of `file` that the options name.
+    ///
+    /// # Errors
+    /// The part is not inside the file, or its size not a multiple of 512.
+    pub fn open(file: Rc<Child>, options: RawOptions) -> Result<Raw> {
+        options.check(file.node().size())?;
+        Ok(Raw {
+            file: RefCell::new(file),
+            options: Cell::new(options),
+        })
+    }
+
+    /// Which part of the file it is.
+    pub fn options(&self) -> RawOptions {
+        self.options.get()
+    }
+
+    /// Another part of the file. In a drained section.
+    ///
+    /// # Errors
+    /// As [`Raw::open`]; nothing has changed.
+    pub fn set_options(&self, options: RawOptions) -> Result<()> {
+        options.check(self.file().node().size())?;
+        self.options.set(options);
+        Ok(())
+    }
+
+    fn file(&self) -> Rc<Child> {
+        self.file.borrow().clone()
+    }
+
+    fn in_file(&self, range: ByteRange) -> ByteRange {
+        let start = self.options.get().offset + range.start();
+        ByteRange::between(start, start + range.length())
+    }
+}
+
+fn child_permissions(options: &RawOptions, users: Permissions) -> Permissions {
+    if options.is_whole() {
+        return users.for_filter();
+    }
+    let mut required = users.required;
+    if options.size.is_some() {
+        required -= Permission::RESIZE;
+    }
+    Permissions {
+        required: required | Permission::CONSISTENT_READ,
+        shared: users.shared - Permission::RESIZE,
+    }
+}
+
+fn invalid(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidArgument, message)
+}
+
+impl Driver for Raw {
+    fn driver_name(&self) -> &'static str {
+        "raw"
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn size(&self) -> u64 {
+        let options = self.options.get();
+        let containing = self.file.borrow().node().size();
+        options
+            .size
+            .unwrap_or(containing.saturating_sub(options.offset))
+    }
+
+    fn limits(&self) -> Limits {
+        let below = self.file.borrow().node().driver().limits();
+        let offset = self.options.get().offset;
+        let aligned = offset % u64::from(below.request_alignment) == 0;
+        Limits {
+            // The edge below pads what an odd offset makes unaligned.
+            request_alignment: if aligned { below.request_alignment } else { 1 },
+            ..below
+        }
+    }
+
+    fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
+        let offset = self.options.get().offset + offset;
+        let file = self.file();
+        Box::pin(async move { file.read(offset, payload).await })
+    }
+
+    fn write(&self, offset: u64, payload: Payload, flags: WriteFlags) -> IoFuture<'_, ()> {
+        let offset = self.options.get().offset + offset;
+        let file = self.file();
+        Box::pin(async move { file.write(offset, payload, flags).await })
+    }
+
+    fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> IoFuture<'_, ()> {
+        let range = self.in_file(range);
+        let file = self.file();
+        Box::pin(async move { file.write_zeroes(range, flags).await })
+    }
+
+    fn discard(&self, range: ByteRange) -> IoFuture<'_, ()> {
+        let range = self.in_file(range);
+        let file = self.file();
+        Box::pin(async move { file.discard(range).await })
+    }
+
+    fn flush(&self) -> IoFuture<'_, ()> {
+        let file = self.file();
+        Box::pin(async move { file.flush().await })
+    }
+
+    fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
+        let range = self.in_file(range);
+        let file = self.file();
+        Box::pin(async move {
+            let extent = file.block_status(range).await?;
+            Ok(Extent {
+                length: extent.length,
+                kind: located_at(extent.kind, range.start()),
+            })
+        })
+    }
+
+    fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
+        let part = self.options.get();
+        let file = self.file();
+        Box::pin(async move {
+            if part.size.is_some() {
+                let message = "Cannot resize fixed-size raw disks";
+                return Err(Error::from_errno(Errno::ENOTSUP, message));
+            }
+            let Some(size) = size.checked_add(part.offset) else {
+                return Err(Error::from_errno(
+                    Errno::EINVAL,
+                    "Disk size too large for the chosen offset",
+                ));
+            };
+            file.truncate(size, options).await
+        })
+    }
+
+    fn forward(&self, transfer: &Transfer) -> Option<Forward> {
+        Some(Forward {
+            child: self.file(),
+            offset: self.options.get().offset + transfer.offset,
+            guard: None,
+        })
+    }
+
+    fn child_permissions(&self, role: Role, users: Permissions, _writable: bool) -> Permissions {
+        assert!(role == Role::File, "raw has no {} child", role.name());
+        child_permissions(&self.options.get(), users)
+    }
+
+    fn set_file(&self, file: Rc<Child>) -> Result<()> {
+        self.options.get().check(file.node().size())?;
+        self.file.replace(file);
+        Ok(())
+    }
+
+    fn close(&self) -> IoFuture<'_, ()> {
+        self.flush()
+    }
+}
+
+/// A protocol node says what a range is; here that is where it lies in the file.
+fn located_at(kind: ExtentKind, offset: u64) -> ExtentKind {
+    match kind {
+        ExtentKind::Data { .. } => ExtentKind::Data {
+            host_offset: Some(offset),
+            compressed: false,
+        },
+        ExtentKind::Zero { .. } => ExtentKind::Zero {
+            host_offset: Some(offset),
+        },
+        ExtentKind::Unallocated => ExtentKind::Unallocated,
+    }
+}
+
+#[cfg(test)]
+mod tests;
