@@ -19,8 +19,8 @@ use std::rc::Rc;
 
 use crate::block::{Child, Graph, Node, Permission, Permissions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::runtime::Handle;
 use crate::runtime::sync::Notify;
+use crate::runtime::{Handle, Task};
 
 /// How messages call the user behind an export's edge.
 const EDGE_DESCRIPTION: &str = "an unnamed block device";
@@ -235,10 +235,8 @@ impl Exports {
                 format!("export '{id}' still in use"),
             ));
         }
-        let closing = self.clone().close(entry);
-        if in_use {
-            self.inner.handle.spawn(closing).detach();
-        } else {
+        let closing = self.start_closing(entry);
+        if !in_use {
             closing.await;
         }
         Ok(())
@@ -253,7 +251,7 @@ impl Exports {
                     self.inner.gone.notified().await;
                 }
             } else {
-                self.clone().close(entry).await;
+                self.start_closing(entry).await;
             }
         }
     }
@@ -267,8 +265,13 @@ impl Exports {
             .cloned()
     }
 
-    async fn close(self, entry: Rc<Entry>) {
+    /// Closing is a task of its own: it goes on if nobody waits for it any more.
+    fn start_closing(&self, entry: Rc<Entry>) -> Task<()> {
         entry.shutting_down.set(true);
+        self.inner.handle.spawn(self.clone().close(entry))
+    }
+
+    async fn close(self, entry: Rc<Entry>) {
         entry.export.close().await;
         let id = entry.export.id();
         if let Err(error) = self.inner.graph.detach(entry.export.root()).await {

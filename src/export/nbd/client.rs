@@ -11,7 +11,8 @@ use crate::nbd::{
 use crate::runtime::sync::Semaphore;
 
 use super::export::NbdExport;
-use super::request::{Connection, Payload, perform};
+use super::payload::Payload;
+use super::request::{Connection, perform};
 use super::server::Shared;
 use super::socket::{Input, Socket};
 use super::{MAX_REQUEST_BYTES, MAX_REQUESTS};

@@ -14,6 +14,7 @@
 mod address;
 mod client;
 mod export;
+mod payload;
 mod read;
 mod request;
 mod server;

@@ -3,24 +3,18 @@
 use std::rc::Rc;
 
 use crate::block::{Child, WriteFlags, ZeroFlags};
-use crate::buffer::{self, MemorySlice};
+use crate::buffer::MemorySlice;
 use crate::error::{Error, Result};
 use crate::export::Export;
 use crate::nbd::{Command, ErrorCode, ReplyTo, ReplyWriter, Request, SelectedContext};
 use crate::range::ByteRange;
 
 use super::export::NbdExport;
+use super::payload::Payload;
 use super::read;
 use super::server::Shared;
 use super::socket::Socket;
 use super::status;
-
-/// Room before the data of a payload: a reply's header is put there, and both are sent as one. A whole
-/// block, so that the data is aligned for direct I/O.
-pub(super) const HEADROOM: usize = buffer::MEMORY_ALIGNMENT;
-
-/// Most data of a payload from the pool; larger ones are allocated.
-pub(super) const POOLED_BYTES: usize = 256 << 10;
 
 /// Bytes that CACHE reads at once.
 const CACHE_STEP: u64 = 256 << 10;
@@ -34,35 +28,10 @@ pub(super) struct Connection {
     pub(super) export: Rc<NbdExport>,
 }
 
-/// Memory for the data of a read or write.
-pub(super) struct Payload {
-    memory: MemorySlice,
-    length: usize,
-}
-
-impl Payload {
-    /// The data.
-    pub(super) fn data(&self) -> MemorySlice {
-        self.memory.slice(HEADROOM, self.length)
-    }
-
-    /// `header`, put in front of the data.
-    pub(super) fn with_header(&self, header: &[u8]) -> MemorySlice {
-        let start = HEADROOM - header.len();
-        self.memory.copy_in(start, header);
-        self.memory.slice(start, header.len() + self.length)
-    }
-}
-
 impl Connection {
     /// Memory for `length` bytes of data. Its content is unspecified.
     pub(super) fn payload(&self, length: usize) -> Payload {
-        let memory = if length <= POOLED_BYTES {
-            self.shared.pool.take()
-        } else {
-            MemorySlice::zeroed(HEADROOM + length)
-        };
-        Payload { memory, length }
+        self.shared.payloads.take(length)
     }
 
     /// The edge to the exported node.

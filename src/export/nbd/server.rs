@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::buffer::BufferPool;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exports;
 use crate::nbd::{Catalog, ExportInfo};
@@ -14,12 +13,12 @@ use crate::runtime::ring::RingFile;
 use crate::runtime::sync::{Notify, Semaphore};
 use crate::runtime::{Handle, Task};
 
+use super::ServerAddress;
 use super::address::{Bound, Listener};
 use super::client;
 use super::export::{NbdExport, NbdExportSpec};
-use super::request::{HEADROOM, POOLED_BYTES};
+use super::payload::Payloads;
 use super::socket::Socket;
-use super::{MAX_REQUESTS, ServerAddress};
 
 /// How long to wait after a connection could not be accepted (no descriptors left, say).
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -46,7 +45,7 @@ pub struct NbdServer {
 pub(super) struct Shared {
     pub(super) handle: Handle,
     pub(super) handshake_limit: Option<Duration>,
-    pub(super) pool: BufferPool,
+    pub(super) payloads: Payloads,
     multi_conn: bool,
     /// Connections that may still be made; none if there is no limit.
     connections: Option<Rc<Semaphore>>,
@@ -69,7 +68,7 @@ impl NbdServer {
         let shared = Rc::new(Shared {
             handle: handle.clone(),
             handshake_limit: options.handshake_limit,
-            pool: BufferPool::new(HEADROOM + POOLED_BYTES, MAX_REQUESTS),
+            payloads: Payloads::new(),
             multi_conn: limit != 1,
             connections: (limit > 0).then(|| Rc::new(Semaphore::new(limit))),
             exports: RefCell::default(),

@@ -67,8 +67,13 @@ impl NbdService {
                 return Err(not_running());
             }
         };
-        server.stop(&self.exports).await;
-        self.state.replace(State::Stopped);
+        let (exports, state) = (self.exports.clone(), self.state.clone());
+        let stopping = async move {
+            server.stop(&exports).await;
+            state.replace(State::Stopped);
+        };
+        // A task of its own, which goes on if nobody waits for it any more.
+        self.exports.handle().spawn(stopping).await;
         Ok(())
     }
 
