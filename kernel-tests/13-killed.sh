@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# The daemon is killed while its device is mounted and written: nothing that was flushed is lost, the host goes on, the next daemon serves the image.
+set -euo pipefail
+. "$(dirname "$0")/harness.sh"
+
+new_image a.qcow2 128M
+mkdir -p mnt
+
+for round in $(seq $((2 * SCALE < 20 ? 2 * SCALE : 20))); do
+    step "round $round: killed under load"
+    serve d a.qcow2
+    if [ "$round" = 1 ]; then must mkfs.ext4 -q "$DEVICE"; fi
+    mount "$DEVICE" mnt
+    random_file mnt/flushed$round 8
+    sync -f mnt/flushed$round
+    (cd mnt && sha256sum flushed*) >sums
+    fio --name=load --directory="$PWD/mnt" --size=32m --rw=randwrite --bs=16k --ioengine=libaio --iodepth=16 --direct=1 \
+        --time_based --runtime=600 --minimal >fio.out 2>&1 &
+    fio=$!
+    sleep 3
+    pid=$(cat d.pid)
+    kill -9 "$pid"
+    wait_for_exit "$pid"
+
+    step "the next daemon takes the device over, or away"
+    serve d a.qcow2
+    kill $fio 2>/dev/null || true
+    wait_for_exit $fio
+    timeout 60 umount mnt || fail "the file system of the killed device cannot be unmounted"
+    stop_daemon d
+    wait_for_no_device "$DEVICE"
+    step "at most leaks in the image, and what was flushed is there"
+    status=0
+    qemu-img check -q -f qcow2 a.qcow2 >check.out 2>&1 || status=$?
+    [ "$status" = 0 ] || [ "$status" = 3 ] || fail "the image is corrupt:
+$(cat check.out)"
+    serve d a.qcow2
+    must e2fsck -fy "$DEVICE" || true
+    mount -o ro "$DEVICE" mnt
+    (cd mnt && sha256sum --quiet -c ../sums) || fail "flushed data is lost"
+    umount mnt
+    stop_daemon d
+done
