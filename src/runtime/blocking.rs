@@ -119,6 +119,29 @@ impl PoolShared {
     }
 }
 
+/// A thread of one's own for system calls that may block for long, one after the other; it ends
+/// when this is dropped and its work is done.
+pub struct Worker {
+    pool: Pool,
+}
+
+impl Worker {
+    /// The thread starts with the first work.
+    #[allow(
+        clippy::new_without_default,
+        reason = "a thread is nothing to make by default"
+    )]
+    pub fn new() -> Worker {
+        Worker { pool: Pool::new(1) }
+    }
+
+    /// Runs `work` on the thread, after what was asked before, to its end even if the future is
+    /// dropped.
+    pub fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Blocking<T> {
+        self.pool.run(work)
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -12,7 +12,7 @@
 //! - One io_uring_enter per turn of the loop.
 
 mod blocking;
-mod clock;
+pub mod clock;
 mod executor;
 mod handle;
 mod ready;
@@ -21,7 +21,7 @@ pub mod ring;
 pub mod sync;
 mod task;
 
-pub use blocking::Blocking;
+pub use blocking::{Blocking, Worker};
 pub use clock::{Elapsed, Instant, Sleep, Timeout};
 pub use executor::Runtime;
 pub use handle::{Handle, YieldNow};
@@ -47,7 +47,7 @@ impl Default for Config {
     fn default() -> Config {
         Config {
             entries: 256,
-            buffer_slots: 1024,
+            buffer_slots: 4096,
             file_slots: 64,
             blocking_threads: 4,
             seed: 0,

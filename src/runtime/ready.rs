@@ -121,7 +121,6 @@ impl ReadyQueue {
     pub(super) fn take_foreign(&self) -> Vec<Job> {
         // Cleared before looking: a push after the look writes the eventfd again.
         self.notified.store(false, Ordering::Release);
-        std::sync::atomic::fence(Ordering::SeqCst);
         let mut foreign = self.lock_foreign();
         let jobs = std::mem::take(&mut foreign.jobs);
         let tasks = std::mem::take(&mut foreign.tasks);

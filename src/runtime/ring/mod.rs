@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)]
 
+mod buffers;
 mod file;
 mod inflight;
 mod op;
@@ -30,10 +31,12 @@ use nix::errno::Errno;
 use crate::error::Result;
 use crate::runtime::Config;
 
+pub use buffers::BufferSlots;
 pub use file::RingFile;
 pub use op::{Op, OpOutput};
 pub use requests::{FsyncKind, WriteFlags};
 
+use buffers::BufferTable;
 use file::FileSlots;
 use inflight::{Completed, InFlight, InFlightTable, Key};
 
@@ -55,7 +58,7 @@ struct Shared {
     in_flight: RefCell<InFlightTable>,
     backlog: RefCell<VecDeque<squeue::Entry>>,
     slots: FileSlots,
-    buffer_slots: u32,
+    buffers: BufferTable,
     enters: Cell<u64>,
 }
 
@@ -71,15 +74,10 @@ impl Ring {
                 in_flight: RefCell::new(InFlightTable::new(config.entries as usize)),
                 backlog: RefCell::new(VecDeque::new()),
                 slots,
-                buffer_slots,
+                buffers: BufferTable::new(buffer_slots),
                 enters: Cell::new(0),
             }),
         })
-    }
-
-    /// Slots in the sparse table of registered buffers; 0 where the kernel has no such table.
-    pub fn buffer_slots(&self) -> u32 {
-        self.shared.buffer_slots
     }
 
     /// Operations whose completion has not arrived.
