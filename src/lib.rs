@@ -4,7 +4,6 @@
 
 pub mod block;
 pub mod buffer;
-pub mod cli;
 pub mod error;
 pub mod export;
 pub mod format;

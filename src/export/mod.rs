@@ -10,6 +10,8 @@
 //! 2. An export is gone (its edge detached, its deletion announced) only after its last request was answered.
 
 pub mod nbd;
+#[cfg(feature = "ublk")]
+pub mod ublk;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
