@@ -6,10 +6,15 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help test test-long kernel-test build install lint doc setup clean
+.PHONY: help demo test test-long kernel-test bench build install lint doc setup clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: ## the main job on a real kernel: serve a chain, mkfs, dd, live snapshot, check
+	@kernel-tests/setup build vm
+	$(CARGO) build --release --bins
+	@kernel-tests/vm kernel-tests/demo.sh
 
 test: ## all tests: lint, without ublk, and against two kernels with it
 	@kernel-tests/test-all
@@ -21,6 +26,11 @@ kernel-test: ## only the tests against the ublk driver, on the new kernel
 	@kernel-tests/setup build vm
 	$(CARGO) build --release --bins
 	@kernel-tests/vm kernel-tests/[0-9][0-9]-*.sh
+
+bench: ## measure against rublk and qemu-storage-daemon, as a table
+	@kernel-tests/setup build vm
+	$(CARGO) build --release --bins
+	@benches/peers
 
 build: ## the two binaries, optimised
 	@kernel-tests/setup build

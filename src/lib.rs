@@ -4,6 +4,7 @@
 
 pub mod block;
 pub mod buffer;
+pub mod cli;
 pub mod error;
 pub mod export;
 pub mod format;

@@ -1,3 +1,7 @@
 //! The command line for people.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    liveblk::cli::run(std::env::args_os())
+}

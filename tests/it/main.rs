@@ -1,5 +1,7 @@
 //! The one integration test binary: a module per topic.
 
+mod cli_client;
+mod cli_usage;
 mod imports;
 mod layers;
 mod nbd_peers;

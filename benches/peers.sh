@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Measures the contestants in turn, round by round; started by benches/peers through kernel-tests/vm.
+set -euo pipefail
+. "$(dirname "$0")/../kernel-tests/harness.sh"
+
+ALL="rublk-null rublk-loop rublk-loop-zc rublk-qcow2 liveblk-zc liveblk-copy qsd-nbd"
+SIZE=256
+RUBLK=$LIVEBLK_CACHE/peers/bin/rublk
+read -r ROUNDS SECONDS_EACH CONTESTANTS <<<"$LIVEBLK_BENCH"
+CONTESTANTS=${CONTESTANTS:-$ALL}
+
+start_rublk() { must "$RUBLK" add "$@" -n "$DEVICE_ID" --quiet; }
+stop_rublk() { must "$RUBLK" del -n "$DEVICE_ID"; }
+
+# start CONTESTANT: sets DEVICE, which then shows the image.
+start() {
+    DEVICE=/dev/ublkb$DEVICE_ID
+    case $1 in
+        rublk-null) start_rublk null ;;
+        rublk-loop) start_rublk loop -f "$PWD/image.raw" ;;
+        rublk-loop-zc) start_rublk loop -z -f "$PWD/image.raw" ;;
+        rublk-qcow2) start_rublk qcow2 -f "$PWD/image.qcow2" ;;
+        liveblk-zc) serve d image.qcow2 zero-copy=on queue-depth=128 ;;
+        liveblk-copy) serve d image.qcow2 zero-copy=off queue-depth=128 ;;
+        liveblk-null) serve_node driver=null-co,node-name=q,size=$((SIZE << 20)) ;;
+        liveblk-raw) serve_node driver=raw,node-name=q,cache.direct=on,file.driver=file,file.filename=image.raw,file.cache.direct=on ;;
+        qsd-nbd) start_qsd ;;
+        *) fail "no contestant '$1'" ;;
+    esac
+    wait_for_device "$DEVICE"
+}
+
+serve_node() {
+    start_daemon d --blockdev "$1" --export "type=ublk,id=e0,node-name=q,writable=on,device-id=$DEVICE_ID,queue-depth=128"
+}
+
+start_qsd() {
+    DEVICE=/dev/nbd0
+    rm -f qsd.pid
+    qemu-storage-daemon --blockdev "driver=qcow2,node-name=q,cache.direct=on,file.driver=file,file.filename=image.qcow2,file.cache.direct=on,file.aio=io_uring" \
+        --nbd-server addr.type=unix,addr.path=qsd.sock --export type=nbd,id=e0,node-name=q,name=q,writable=on \
+        --pidfile qsd.pid >qsd.log 2>&1 &
+    for _ in $(seq 100); do
+        [ ! -s qsd.pid ] || break
+        sleep 0.1
+    done
+    must nbd-client -unix "$PWD/qsd.sock" -N q -b 512 /dev/nbd0
+}
+
+stop() {
+    case $1 in
+        rublk-*) stop_rublk ;;
+        liveblk-*) stop_daemon d ;;
+        qsd-nbd)
+            must nbd-client -d /dev/nbd0
+            local pid
+            pid=$(cat qsd.pid)
+            kill "$pid"
+            wait_for_exit "$pid"
+            ;;
+    esac
+    [ "$1" = qsd-nbd ] || wait_for_no_device "$DEVICE"
+}
+
+# iops PATTERN BLOCK-SIZE DEPTH
+iops() {
+    fio --name=b --filename="$DEVICE" --rw="$1" --bs="$2" --iodepth="$3" --size=${SIZE}m --direct=1 \
+        --ioengine=libaio --time_based --runtime="$SECONDS_EACH" --randrepeat=0 --norandommap --minimal |
+        awk -F';' '{ print $8 + $49 }'
+}
+
+measure() {
+    local name=$1 label pattern size depth
+    while read -r label pattern size depth; do
+        printf 'RESULT %s %s %s\n' "$name" "$label" "$(iops "$pattern" "$size" "$depth")"
+    done <<'PATTERNS'
+4k-read-qd1 randread 4k 1
+4k-write-qd1 randwrite 4k 1
+4k-read-qd16 randread 4k 16
+4k-write-qd16 randwrite 4k 16
+128k-read-qd4 read 128k 4
+128k-write-qd4 write 128k 4
+PATTERNS
+}
+
+random_file image.raw $SIZE
+must qemu-img convert -f raw -O qcow2 image.raw image.qcow2
+for round in $(seq "$ROUNDS"); do
+    step "round $round of $ROUNDS"
+    for contestant in $CONTESTANTS; do
+        start "$contestant"
+        measure "$contestant"
+        stop "$contestant"
+    done
+done
+must qemu-img check -q -f qcow2 image.qcow2

@@ -1,0 +1,89 @@
+//! The command line for people: `liveblk`.
+//!
+//! It stands on top of everything: `serve` is the daemon with a configuration made here, the commands
+//! for a running daemon speak QMP over its socket as any client does, and `image` opens images in this
+//! process. It holds no logic of its own about images or graphs.
+//!
+//! Invariants:
+//! - stdout carries only a command's result; every error is one line on stderr, `liveblk: …`.
+//! - Exit status 0: done; 1: failed; 2: wrong command line; `image check` has further ones.
+
+mod args;
+mod chain;
+mod endpoint;
+mod picture;
+mod qmp_client;
+mod qmp_command;
+mod size;
+mod snapshot;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::error::Result;
+
+pub use args::command;
+use args::{Arguments, Command};
+
+/// Exit status of a wrong command line.
+const USAGE: u8 = 2;
+
+/// What a command gives: its result for stdout and the exit status.
+struct Outcome {
+    text: String,
+    status: u8,
+}
+
+impl Outcome {
+    fn text(text: String) -> Outcome {
+        Outcome { text, status: 0 }
+    }
+}
+
+/// Runs `liveblk` with these arguments, the program's name first.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    match Arguments::try_parse_from(arguments) {
+        Ok(arguments) => finish(execute(arguments.command)),
+        Err(error) => refuse(&error),
+    }
+}
+
+fn execute(command: Command) -> Result<Outcome> {
+    match command {
+        Command::Snapshot(arguments) => snapshot::run(&arguments),
+        Command::Chain(arguments) => chain::run(&arguments),
+        Command::Qmp(arguments) => qmp_command::run(&arguments),
+    }
+}
+
+fn finish(result: Result<Outcome>) -> ExitCode {
+    let written = result.and_then(|outcome| {
+        let mut stdout = io::stdout().lock();
+        stdout.write_all(outcome.text.as_bytes())?;
+        stdout.flush()?;
+        Ok(outcome.status)
+    });
+    match written {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("liveblk: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// `--help` and `--version` go to stdout; a wrong command line is an error in our own form.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if !error.use_stderr() {
+        return finish(Ok(Outcome::text(text)));
+    }
+    match text.strip_prefix("error: ") {
+        Some(text) => eprint!("liveblk: {text}"),
+        None => eprint!("{text}"), // the short help, where the command is missing
+    }
+    ExitCode::from(USAGE)
+}

@@ -1,0 +1,92 @@
+//! `liveblk`'s command line: what goes where, and the exit status.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs `liveblk` in `directory`, which also holds the control sockets.
+pub(crate) fn liveblk(directory: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_liveblk"))
+        .args(arguments)
+        .current_dir(directory)
+        .env("LIVEBLK_RUNTIME_DIR", directory)
+        .output()
+        .expect("liveblk can be started")
+}
+
+/// stdout of a run that must succeed.
+pub(crate) fn result(directory: &Path, arguments: &[&str]) -> String {
+    let output = liveblk(directory, arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}");
+    assert_eq!(stderr, "", "{arguments:?}");
+    text(&output.stdout)
+}
+
+/// The error of a run that must fail with this status and say nothing on stdout.
+pub(crate) fn failure(directory: &Path, status: i32, arguments: &[&str]) -> String {
+    let output = liveblk(directory, arguments);
+    let stderr = text(&output.stderr);
+    assert_eq!(
+        output.status.code(),
+        Some(status),
+        "{arguments:?}: {stderr}"
+    );
+    assert_eq!(text(&output.stdout), "", "{arguments:?}");
+    stderr
+        .strip_prefix("liveblk: ")
+        .unwrap_or(&stderr)
+        .to_string()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+#[test]
+fn help_goes_to_stdout_and_shows_examples() {
+    let place = tempfile::tempdir().expect("a directory");
+    for command in ["snapshot", "chain", "qmp"] {
+        let help = result(place.path(), &[command, "--help"]);
+        let example = format!("\n  liveblk {command}");
+        assert!(help.contains(&example), "{help}");
+        assert!(help.ends_with('\n'), "{help}");
+    }
+    let version = result(place.path(), &["--version"]);
+    assert_eq!(version, format!("liveblk {}\n", env!("CARGO_PKG_VERSION")));
+}
+
+#[test]
+fn a_wrong_command_line_is_status_2() {
+    let place = tempfile::tempdir().expect("a directory");
+    for (arguments, wanted) in [
+        (&[][..], "Usage: liveblk <COMMAND>"),
+        (&["nosuch"], "unrecognized subcommand 'nosuch'"),
+        (
+            &["snapshot"],
+            "the following required arguments were not provided",
+        ),
+        (
+            &["chain", "--output", "x"],
+            "invalid value 'x' for '--output",
+        ),
+        (
+            &["chain", "--name", "a", "--socket", "b"],
+            "cannot be used with",
+        ),
+        (&["qmp"], "<COMMAND>"),
+    ] {
+        let error = failure(place.path(), 2, arguments);
+        assert!(error.contains(wanted), "{arguments:?}: {error}");
+    }
+}
+
+#[test]
+fn a_daemon_that_is_not_there_is_status_1() {
+    let place = tempfile::tempdir().expect("a directory");
+    let error = failure(place.path(), 1, &["chain", "--socket", "s"]);
+    assert_eq!(error, "cannot connect to 's': No such file or directory\n");
+    let error = failure(place.path(), 1, &["chain"]);
+    assert!(error.starts_with("no control socket in "), "{error}");
+    let error = failure(place.path(), 1, &["qmp", "--name", "../x", "quit"]);
+    assert!(error.starts_with("'../x' cannot be the name"), "{error}");
+}
