@@ -12,6 +12,7 @@ mod model;
 mod power;
 mod random;
 mod replay;
+mod setup;
 mod volatile_store;
 
 pub use disk::{DiskOptions, SimulatedDisk};
@@ -20,4 +21,7 @@ pub use model::{Mismatch, Model, Pending, PendingFlush, stamped};
 pub use power::Power;
 pub use random::Random;
 pub use replay::{SCALE_VARIABLE, SEED_VARIABLE, for_each_seed, scale};
+pub use setup::{
+    attach, attach_file, disk_of, full_access, insert, insert_with, simulate, writable,
+};
 pub use volatile_store::{SECTOR, VolatileStore};
