@@ -7,5 +7,7 @@ mod layers;
 mod nbd_peers;
 mod nbd_raw;
 mod nbd_server;
+#[cfg(feature = "testing")]
+mod qcow2_check;
 mod source;
 mod style;
