@@ -59,6 +59,7 @@ pub(super) enum Output {
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,
+    allow_missing_positional = true,
     after_help = "\
 Examples:
   liveblk snapshot monday.qcow2
@@ -69,13 +70,14 @@ pub(super) struct SnapshotArguments {
     #[command(flatten)]
     pub(super) endpoint: EndpointArguments,
 
+    /// What to put it on: a device path, the id of an export, or the node-name of an active layer;
+    /// needed if more than one node is exported
+    #[arg(value_name = "TARGET")]
+    pub(super) target: Option<String>,
+
     /// The image to create; it must not exist yet
     #[arg(value_name = "OVERLAY")]
     pub(super) overlay: PathBuf,
-
-    /// The active layer to put it on; needed if more than one node is exported
-    #[arg(long, value_name = "NODE-NAME")]
-    pub(super) node: Option<String>,
 
     /// Node-name of the overlay; made from its file name if not given
     #[arg(long, value_name = "NODE-NAME")]
@@ -94,16 +96,16 @@ pub(super) struct SnapshotArguments {
 Examples:
   liveblk chain
   liveblk chain --name vm1 --output json
-  liveblk chain disk0"
+  liveblk chain /dev/ublkb0"
 )]
 pub(super) struct ChainArguments {
     #[command(flatten)]
     pub(super) endpoint: EndpointArguments,
 
-    /// Nodes at which to start; if none is given, every exported node, or else every node that
-    /// nothing uses as its backing file
-    #[arg(value_name = "NODE-NAME")]
-    pub(super) nodes: Vec<String>,
+    /// Where to start: device paths, ids of exports or node-names; if none is given, every exported
+    /// node, or else every node that nothing uses as its backing file
+    #[arg(value_name = "TARGET")]
+    pub(super) targets: Vec<String>,
 
     /// How to write it
     #[arg(long, value_enum, default_value = "human")]

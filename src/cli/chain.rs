@@ -41,7 +41,7 @@ pub(super) struct Chain {
 pub(super) fn run(arguments: &ChainArguments) -> Result<Outcome> {
     let mut client = QmpClient::connect(&endpoint::find(&arguments.endpoint)?)?;
     let state = State::query(&mut client)?;
-    let chains = state.chains(&arguments.nodes)?;
+    let chains = state.chains(&arguments.targets)?;
     Ok(Outcome::text(match arguments.output {
         Output::Human => picture::draw(&chains),
         Output::Json => format!("{:#}\n", to_json(&chains)),
@@ -81,13 +81,25 @@ impl State {
         }
     }
 
-    /// The chains under `roots`, or all.
-    pub(super) fn chains(&self, roots: &[String]) -> Result<Vec<Chain>> {
-        let roots = match roots.is_empty() {
+    /// The chains under `targets`, or all.
+    pub(super) fn chains(&self, targets: &[String]) -> Result<Vec<Chain>> {
+        let roots = match targets.is_empty() {
             true => self.roots(),
-            false => roots.to_vec(),
+            false => targets.iter().map(|target| self.node_of(target)).collect(),
         };
         roots.iter().map(|root| self.chain(root)).collect()
+    }
+
+    /// The node-name that is meant by the path of a device, the id of an export or a node-name.
+    pub(super) fn node_of(&self, target: &str) -> String {
+        let means = |export: &&Export| {
+            text_of(export, "device") == target || text_of(export, "id") == target
+        };
+        let is_node = self.layers.iter().any(|layer| layer.node_name == target);
+        match self.exports.iter().find(means) {
+            Some(export) if !is_node => text_of(export, "node-name").to_string(),
+            _ => target.to_string(),
+        }
     }
 
     fn roots(&self) -> Vec<String> {
@@ -234,7 +246,10 @@ pub(super) mod tests {
     }
 
     pub(in crate::cli) fn exported() -> Value {
-        json!([{"id": "exp0", "type": "ublk", "node-name": "node-C", "device": "/dev/ublkb0"}])
+        json!([{
+            "id": "exp0", "type": "ublk", "node-name": "node-C", "device": "/dev/ublkb0",
+            "zero-copy": true,
+        }])
     }
 
     fn names(chain: &Chain) -> Vec<&str> {
@@ -262,6 +277,15 @@ pub(super) mod tests {
         assert!(chains[0].exports.is_empty());
         let error = state.chains(&["x".into()]).unwrap_err();
         assert_eq!(error.message(), "Cannot find node 'x'");
+    }
+
+    #[test]
+    fn a_chain_may_be_named_by_its_device_or_export() {
+        let state = three_layers(exported());
+        for target in ["/dev/ublkb0", "exp0", "node-C"] {
+            assert_eq!(state.node_of(target), "node-C");
+        }
+        assert_eq!(state.node_of("x"), "x");
     }
 
     #[test]

@@ -63,15 +63,14 @@ fn cells(layer: &Layer) -> [String; 5] {
 /// `DEVICE (export ID, TYPE)`, or without a device `export ID (TYPE)`.
 fn export_line(export: &Export) -> String {
     let (id, kind) = (text_of(export, "id"), text_of(export, "type"));
-    match device(export) {
-        Some(device) => format!("{device} (export {id}, {kind})"),
-        None => format!("export {id} ({kind})"),
+    let zero_copy = match export.get("zero-copy").and_then(Value::as_bool) {
+        Some(true) => ", zero copy",
+        _ => "",
+    };
+    match text_of(export, "device") {
+        "" => format!("export {id} ({kind})"),
+        device => format!("{device} (export {id}, {kind}{zero_copy})"),
     }
-}
-
-/// Path of the block device under which the export is seen.
-pub(super) fn device(export: &Export) -> Option<&str> {
-    export.get("device").and_then(Value::as_str)
 }
 
 #[cfg(test)]
@@ -85,7 +84,7 @@ mod tests {
     fn each_layer_is_a_line_under_its_device() {
         let chains = three_layers(exported()).chains(&[]).unwrap();
         let wanted = "\
-/dev/ublkb0 (export exp0, ublk)
+/dev/ublkb0 (export exp0, ublk, zero copy)
 ├─ node-C  qcow2  writable   8 MiB, 196 KiB on disk  c.qcow2
 ├─ node-B  qcow2  writable   8 MiB, 196 KiB on disk  b.qcow2
 └─ node-A  raw    read-only  8 MiB, 196 KiB on disk  ./a.raw

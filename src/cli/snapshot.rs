@@ -19,8 +19,8 @@ pub(super) fn run(arguments: &SnapshotArguments) -> Result<Outcome> {
     refuse_to_overwrite(&overlay, arguments.existing)?;
     let mut client = QmpClient::connect(&endpoint::find(&arguments.endpoint)?)?;
     let state = State::query(&mut client)?;
-    let node = match &arguments.node {
-        Some(node) => node.clone(),
+    let node = match &arguments.target {
+        Some(target) => state.node_of(target),
         None => only_exported(&state)?,
     };
     let overlay_node = match &arguments.overlay_node {
@@ -72,11 +72,11 @@ fn only_exported(state: &State) -> Result<String> {
         1 => return Ok(exported.remove(0)),
         0 => (
             ErrorKind::NotFound,
-            "nothing is exported; give --node NODE-NAME".to_string(),
+            "nothing is exported; name the node on which to put the overlay".to_string(),
         ),
         _ => {
             let names = exported.join(", ");
-            let text = format!("several nodes are exported, choose one with --node: {names}");
+            let text = format!("several nodes are exported, name the one that is meant: {names}");
             (ErrorKind::InvalidArgument, text)
         }
     };

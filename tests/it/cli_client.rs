@@ -86,7 +86,7 @@ fn works_with(program: &str) {
     );
 
     assert_eq!(
-        result(place, &["snapshot", "-n", "d", "monday.qcow2"]),
+        result(place, &["snapshot", "-n", "d", "e0", "monday.qcow2"]),
         "monday\n"
     );
     let chains: Value = result(place, &["chain", "--output", "json"])
@@ -109,7 +109,7 @@ fn works_with(program: &str) {
 
     let error = failure(place, 1, &["snapshot", "monday.qcow2"]);
     assert!(error.contains("monday.qcow2' exists"), "{error}");
-    let error = failure(place, 1, &["snapshot", "--node", "x", "t.qcow2"]);
+    let error = failure(place, 1, &["snapshot", "x", "t.qcow2"]);
     assert_eq!(error, "Cannot find device='' nor node-name='x'\n");
     assert!(!place.join("t.qcow2").exists());
 

@@ -90,3 +90,13 @@ fn a_daemon_that_is_not_there_is_status_1() {
     let error = failure(place.path(), 1, &["qmp", "--name", "../x", "quit"]);
     assert!(error.starts_with("'../x' cannot be the name"), "{error}");
 }
+
+#[test]
+fn the_target_of_a_snapshot_may_be_left_out() {
+    let place = tempfile::tempdir().expect("a directory");
+    std::fs::write(place.path().join("there"), "").expect("written");
+    for arguments in [&["snapshot", "there"][..], &["snapshot", "e0", "there"]] {
+        let error = failure(place.path(), 1, arguments);
+        assert!(error.contains("/there' exists"), "{error}");
+    }
+}
