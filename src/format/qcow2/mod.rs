@@ -1,12 +1,111 @@
 //! The qcow2 format, versions 2 and 3.
 //!
+//! A guest offset leads through the L1 table and an L2 table to a host cluster; refcounts say which
+//! host clusters are in use. L1 and refcount table are in memory, slices of the others in caches.
 //! Not here: opening children (that is `blockdev`'s), subclusters, external data files, encryption,
 //! writing to images with internal snapshots.
+//!
+//! Invariants:
+//! - A mapping reaches the disk after the data and the refcounts that it needs are durable
+//!   (`write_back`); a cluster gets a mapping in memory after its data was written.
+//! - A host cluster that lost its mapping is used again only when the disk has no mapping to it and no
+//!   transfer that saw the mapping is in flight (`epochs`).
+//! - Whoever changes the mapping of a guest cluster holds its lock; locks are taken in the order
+//!   guest clusters, L2 tables, allocation, write-back, header.
+//! - No `RefCell` borrow lives over an await.
 
+mod allocator;
 pub mod check;
 pub mod compressed;
+mod corruption;
+mod cow;
 pub mod create;
+mod driver;
+mod epochs;
 pub mod extension;
 pub mod header;
+mod header_update;
 pub mod header_write;
+mod info;
+mod join;
 pub mod layout;
+mod lookup;
+mod metadata_set;
+mod open;
+mod read;
+mod rebuild;
+mod refcount_table;
+mod refcounts;
+mod resize;
+mod slice_cache;
+mod status;
+mod table;
+mod write;
+mod write_back;
+mod zero;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use crate::block::{Child, Graph, RangeLock};
+use crate::runtime::sync::Mutex;
+
+use allocator::Allocator;
+use corruption::Health;
+use epochs::Epochs;
+use header::Header;
+use layout::Geometry;
+use metadata_set::MetadataSet;
+use slice_cache::SliceCache;
+use table::Table;
+use write_back::Progress;
+
+pub use info::Qcow2Info;
+pub use open::{CacheSizes, OpenOptions};
+
+/// An open qcow2 image.
+pub struct Qcow2 {
+    node_name: String,
+    graph: Option<Graph>,
+    file: RefCell<Rc<Child>>,
+    backing: RefCell<Option<Rc<Child>>>,
+    pass_discard: bool,
+    discard_no_unref: bool,
+
+    version: u32,
+    geometry: Geometry,
+    header: RefCell<Header>,
+    header_turn: Mutex<()>,
+    size: Cell<u64>,
+    read_only: Cell<bool>,
+    health: RefCell<Health>,
+    /// Writes need no preparation: not read-only, healthy, autoclear bits cleared.
+    writable: Cell<bool>,
+
+    l1: RefCell<Table>,
+    l2: SliceCache,
+    /// Held by who creates an L2 table or replaces the L1 table.
+    tables: Mutex<()>,
+    refcount_table: RefCell<Table>,
+    refcounts: SliceCache,
+    metadata: RefCell<MetadataSet>,
+    allocator: Allocator,
+    epochs: Epochs,
+    /// Guest clusters whose mapping is about to change.
+    clusters: RangeLock,
+    progress: Progress,
+    decompressed: RefCell<read::Decompressed>,
+}
+
+impl Qcow2 {
+    fn file(&self) -> Rc<Child> {
+        self.file.borrow().clone()
+    }
+
+    fn backing(&self) -> Option<Rc<Child>> {
+        self.backing.borrow().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;
