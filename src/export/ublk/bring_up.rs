@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::fs::OpenOptions;
 use std::future::{Future, poll_fn};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::rc::Rc;
@@ -24,7 +25,6 @@ use super::identity::{self, Identity};
 use super::options::{ANY_ID, UblkOptions, ZeroCopy};
 use super::parameters::{self, Geometry};
 use super::queue::{self, Service, Transport};
-use super::subprocess::Task;
 use crate::block::Child;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::ExportSpec;
@@ -37,6 +37,10 @@ const MOST_ZERO_COPY: u32 = 1 << 20;
 const MOST_COPY: u32 = 512 << 10;
 /// How long device nodes may take to appear.
 const NODE_LIMIT: Duration = Duration::from_secs(10);
+/// How long a dead device that nobody uses may take to go.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(3);
+/// Between two looks at something that the kernel does not announce.
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// `PR_SET_IO_FLUSHER` of Linux 5.6.
 const PR_SET_IO_FLUSHER: libc::c_int = 57;
 
@@ -116,9 +120,6 @@ impl Plan<'_> {
         zero_copy: bool,
         max_transfer: u32,
     ) -> Result<DeviceInfo> {
-        if let Some(id) = self.options.device_id {
-            remove_left_behind(self.handle, control, id).await;
-        }
         let mut wanted = Features::UPDATE_SIZE | Features::NO_PARTITION_SCAN;
         wanted.set(ZERO_COPY_FEATURES, zero_copy);
         let most = if zero_copy { MOST_ZERO_COPY } else { MOST_COPY };
@@ -131,10 +132,38 @@ impl Plan<'_> {
             ublksrv_flags: Identity::own().flags(),
             ..DeviceInfo::default()
         };
-        let added = control
-            .run(move |ring| ring.add(&mut info).map(|()| info))
-            .await;
-        added.map_err(|error| features::explain_add(error, self.options.device_id))
+        let added = control.run(move |ring| ring.add(&mut info).map(|()| info));
+        match (added.await, self.options.device_id) {
+            (Err(error), Some(id)) if error.errno() == Errno::EEXIST => {
+                self.replace_left_behind(control, id, info).await
+            }
+            (added, id) => added.map_err(|error| features::explain_add(error, id)),
+        }
+    }
+
+    /// The id is taken: perhaps by what a killed daemon left behind.
+    async fn replace_left_behind(
+        &self,
+        control: &Control,
+        id: u32,
+        mut info: DeviceInfo,
+    ) -> Result<DeviceInfo> {
+        if !remove_left_behind(control, id).await {
+            return Err(features::explain_add(Errno::EEXIST.into(), Some(id)));
+        }
+        let deadline = self.handle.now() + REMOVAL_LIMIT;
+        loop {
+            let added = control.run(move |ring| ring.add(&mut info).map(|()| info));
+            match added.await {
+                Err(error) if error.errno() == Errno::EEXIST && self.handle.now() < deadline => {
+                    self.handle.sleep(POLL_INTERVAL).await;
+                }
+                Err(error) if error.errno() == Errno::EEXIST => {
+                    return Err(features::left_behind_in_use(id));
+                }
+                added => return added.map_err(|error| features::explain_add(error, Some(id))),
+            }
+        }
     }
 
     /// From the added device to the disk that can be opened.
@@ -262,35 +291,44 @@ fn check_size(root: &Child, logical_block_size: u32) -> Result<()> {
     Ok(())
 }
 
-/// Removes a dead device of that id that an ended process of this program left behind.
-async fn remove_left_behind(handle: &Handle, control: &Control, id: u32) {
+/// Has a dead device of that id removed that an ended process of this program left behind; whether
+/// there was one. Its disk may still be mounted: then it goes when that ends.
+async fn remove_left_behind(control: &Control, id: u32) -> bool {
     let Ok(info) = control.run(move |ring| ring.info(id)).await else {
-        return;
+        return false;
     };
     if !identity::is_left_behind(&info) {
-        return;
+        return false;
     }
     tracing::info!(id, "removing the dead ublk device of an ended daemon");
-    let identity = Identity::from_flags(info.ublksrv_flags);
-    let removing = handle.blocking(move || Task::Delete { id, identity }.run());
-    match handle.timeout(NODE_LIMIT, removing).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(id, %error, "dead ublk device not removed"),
-        Err(_) => tracing::warn!(id, "dead ublk device is still held by somebody"),
+    if let Err(error) = control.run(move |ring| ring.delete_later(id)).await {
+        tracing::warn!(id, %error, "dead ublk device not removed");
     }
+    true
 }
 
-/// devtmpfs makes the nodes; a udev rule may follow a little later.
+/// devtmpfs makes the nodes.
 async fn wait_for_node(handle: &Handle, path: &Path) -> Result<()> {
     let deadline = handle.now() + NODE_LIMIT;
-    while !path.exists() {
+    while !is_device(path) {
         if handle.now() >= deadline {
-            let message = format!("'{}' did not appear: is /dev a devtmpfs?", path.display());
+            let name = path.display();
+            let message = match path.exists() {
+                true => format!("'{name}' is no device: something else took its name"),
+                false => format!("'{name}' did not appear: is /dev a devtmpfs?"),
+            };
             return Err(Error::new(ErrorKind::NotFound, message));
         }
-        handle.sleep(Duration::from_millis(2)).await;
+        handle.sleep(POLL_INTERVAL).await;
     }
     Ok(())
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| {
+        let kind = metadata.file_type();
+        kind.is_block_device() || kind.is_char_device()
+    })
 }
 
 /// Lets the thread's allocations not wait for writeback, which may be its own disk's.

@@ -83,6 +83,11 @@ impl ControlRing {
         self.plain(sys::UBLK_U_CMD_DEL_DEV, id, 0)
     }
 
+    /// Removes the device as soon as nobody uses it; returns at once. Since Linux 6.9.
+    pub(super) fn delete_later(&mut self, id: u32) -> Result<()> {
+        self.plain(sys::UBLK_U_CMD_DEL_DEV_ASYNC, id, 0)
+    }
+
     /// Changes the size of a live disk.
     pub(super) fn update_size(&mut self, id: u32, sectors: u64) -> Result<()> {
         self.plain(sys::UBLK_U_CMD_UPDATE_SIZE, id, sectors)

@@ -49,6 +49,17 @@ pub(super) fn explain_add(error: Error, id: Option<u32>) -> Error {
     }
 }
 
+/// A device that an ended daemon left behind keeps its id as long as its disk is in use.
+pub(super) fn left_behind_in_use(id: u32) -> Error {
+    Error::new(
+        ErrorKind::InUse,
+        format!(
+            "ublk device {id} of a daemon that has ended is still in use: unmount /dev/ublkb{id} \
+             and close it, or choose another 'device-id'"
+        ),
+    )
+}
+
 /// What zero copy lacks here; `None` where nothing is missing.
 pub(super) fn zero_copy_obstacle(features: Features, buffer_slots_free: bool) -> Option<String> {
     if !features.contains(ZERO_COPY_FEATURES) {
