@@ -78,7 +78,7 @@ impl Graph {
     pub fn generate_name(&self, random: u64) -> String {
         let number = self.inner.generated.get();
         self.inner.generated.set(number + 1);
-        format!("#block{number:03}{:02}", random % 100)
+        format!("#block{number}{:02}", random % 100)
     }
 
     /// Calls `sink` for each event from now on.
