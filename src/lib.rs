@@ -3,6 +3,7 @@
 //! The layers and what each may import stand in `ARCHITECTURE.md`; `tests/layers.rs` holds them.
 
 pub mod block;
+pub mod blockdev;
 pub mod buffer;
 pub mod cli;
 pub mod error;

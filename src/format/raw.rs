@@ -25,7 +25,7 @@ pub struct RawOptions {
 
 impl RawOptions {
     /// The whole file.
-    fn is_whole(&self) -> bool {
+    pub fn is_whole(&self) -> bool {
         *self == RawOptions::default()
     }
 

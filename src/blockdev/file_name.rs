@@ -1,0 +1,177 @@
+//! The file name of a node as queries show it and as overlays' headers get it.
+//!
+//! A plain name where opening that name, as this node's format, would give just this tree; else
+//! `json:` with the options of the whole tree.
+
+use std::fmt::Write as _;
+
+use crate::block::{Graph, Node, Role};
+
+use super::description::{DriverOptions, NullDescription};
+use super::origin::Origin;
+
+/// Sets the name of `node` and, where it changes, of the nodes above that are called after it.
+pub(super) fn refresh(node: &Node) {
+    let name = name_of(node);
+    if name == node.file_name() {
+        return;
+    }
+    node.set_file_name(name);
+    for edge in node.parents() {
+        if let Some(parent) = edge.parent_node() {
+            refresh(&parent);
+        }
+    }
+}
+
+/// Sets the names of all nodes.
+pub(super) fn refresh_all(graph: &Graph) {
+    let bottom = |node: &Node| node.children().is_empty();
+    for node in graph.nodes().iter().filter(|node| bottom(node)) {
+        refresh(node);
+    }
+}
+
+/// Something else is attached as backing file than opening the image by its name would attach.
+pub(super) fn is_overridden(node: &Node) -> bool {
+    let Some(origin) = Origin::of(node) else {
+        return false;
+    };
+    let automatic = origin.automatic_backing.borrow();
+    let attached = node.backing().map(|backing| backing.file_name());
+    *automatic != attached
+}
+
+fn name_of(node: &Node) -> String {
+    match plain_name(node) {
+        Some(name) => name,
+        None => format!("json:{}", tree_of(node)),
+    }
+}
+
+/// The name that says it all.
+fn plain_name(node: &Node) -> Option<String> {
+    let origin = Origin::of(node)?;
+    let given = origin.given.borrow();
+    match &given.driver {
+        DriverOptions::File(file) => Some(file.filename.clone()),
+        DriverOptions::Null(null) => null_name(null),
+        DriverOptions::Raw { part, .. } if !part.is_whole() => None,
+        _ if is_overridden(node) => None,
+        _ => {
+            let below = node.child(Role::File)?.node();
+            let is_protocol = below.children().is_empty();
+            let name = below.file_name();
+            (is_protocol && !name.starts_with("json:")).then_some(name)
+        }
+    }
+}
+
+fn null_name(null: &NullDescription) -> Option<String> {
+    let is_plain = null.size.is_none() && null.read_zeroes.is_none();
+    is_plain.then(|| format!("{}://", null.driver_name))
+}
+
+/// The options that make the tree, as JSON text.
+fn tree_of(node: &Node) -> String {
+    let Some(origin) = Origin::of(node) else {
+        return filter_tree(node);
+    };
+    let given = origin.given.borrow();
+    let mut tree = Members::default();
+    match &given.driver {
+        DriverOptions::File(file) => {
+            tree.text("driver", file.kind.name());
+            tree.text("filename", &file.filename);
+        }
+        DriverOptions::Null(null) => {
+            tree.optional("read-zeroes", null.read_zeroes);
+            tree.text("driver", null.driver_name);
+            tree.optional("size", null.size);
+        }
+        DriverOptions::Raw { part, .. } => {
+            tree.optional("offset", Some(part.offset).filter(|offset| *offset != 0));
+            tree.text("driver", "raw");
+            tree.optional("size", part.size);
+            tree.child(node, Role::File);
+        }
+        DriverOptions::Qcow2 { .. } => {
+            if is_overridden(node) {
+                tree.child(node, Role::Backing);
+            }
+            tree.text("driver", "qcow2");
+            tree.child(node, Role::File);
+        }
+    }
+    tree.finish()
+}
+
+/// A filter that a job put in has its child and nothing else.
+fn filter_tree(node: &Node) -> String {
+    let mut tree = Members::default();
+    tree.text("driver", node.driver().driver_name());
+    for edge in node.children() {
+        tree.child(node, edge.role());
+    }
+    tree.finish()
+}
+
+/// Members of a JSON object.
+#[derive(Default)]
+struct Members(Vec<String>);
+
+impl Members {
+    fn text(&mut self, name: &str, value: &str) {
+        self.0.push(format!("\"{name}\": {}", quoted(value)));
+    }
+
+    fn optional(&mut self, name: &str, value: Option<impl std::fmt::Display>) {
+        if let Some(value) = value {
+            self.0.push(format!("\"{name}\": {value}"));
+        }
+    }
+
+    fn child(&mut self, node: &Node, role: Role) {
+        let value = match node.child(role) {
+            Some(edge) => tree_of(&edge.node()),
+            None => "null".to_owned(),
+        };
+        self.0.push(format!("\"{}\": {value}", role.name()));
+    }
+
+    fn finish(self) -> String {
+        format!("{{{}}}", self.0.join(", "))
+    }
+}
+
+/// A JSON string.
+fn quoted(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 2);
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            control if control.is_control() => {
+                // Writing to a string cannot fail.
+                let _ = write!(out, "\\u{:04X}", u32::from(control));
+            }
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_quoted_as_json() {
+        assert_eq!(quoted("a\"b\\c\n\u{1}"), r#""a\"b\\c\n\u0001""#);
+    }
+}

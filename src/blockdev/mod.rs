@@ -1,0 +1,128 @@
+//! Options to graph: the only code that opens anything by name.
+//!
+//! [`Blockdev`] opens trees of nodes as they are described, takes them apart again, reopens them with
+//! other options, and puts overlays on top. It also answers what nodes there are. It knows no JSON:
+//! a description comes as a tree of [`Value`]s and results are typed.
+//!
+//! Not here: the format of a declared image is never guessed. A backing file without declared format
+//! is taken as raw, and refused where its first bytes look like an image of some format: read as raw
+//! it would be garbage, and what a raw disk contains must not decide how it is read.
+//!
+//! Invariants:
+//! - Calls that change the graph are made one at a time (the control socket sees to that).
+//! - A call that fails leaves the graph as it was, and no file that was not there before.
+//! - What an image's header names is opened read-only, and only files and devices.
+
+mod backing_name;
+mod chain;
+mod description;
+mod effective;
+mod file_name;
+mod names;
+mod open;
+mod origin;
+mod value;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+
+use crate::block::{Graph, Node};
+use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::Handle;
+
+use effective::Source;
+
+pub use description::{
+    BackingDescription, ChildDescription, Description, DriverOptions, FileDescription,
+    NullDescription, Qcow2Description, SharedOptions,
+};
+pub use names::{check_not_backing, find_device_or_node, find_either, find_node, is_well_formed};
+pub use value::Value;
+
+/// A future on the graph's thread.
+type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// Opens, changes and shows the nodes of one graph. Cheap to clone: a handle.
+#[derive(Clone)]
+pub struct Blockdev {
+    handle: Handle,
+    graph: Graph,
+}
+
+impl Blockdev {
+    /// For the nodes of `graph`, which `handle`'s thread owns.
+    pub fn new(handle: &Handle, graph: &Graph) -> Blockdev {
+        Blockdev {
+            handle: handle.clone(),
+            graph: graph.clone(),
+        }
+    }
+
+    /// The graph.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// `blockdev-add`: opens a tree of nodes; the root is owned by the monitor.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing stays open.
+    pub async fn add(&self, description: Value) -> Result<Rc<Node>> {
+        let description = Description::parse(description)?;
+        if description.node_name.is_none() {
+            return Err(value::invalid(
+                "'node-name' must be specified for the root node",
+            ));
+        }
+        let node = self.open(description, Source::Defaults).await?;
+        node.set_monitor_owned(true);
+        Ok(node)
+    }
+
+    /// `blockdev-del`: closes a node that was added and is not used.
+    ///
+    /// # Errors
+    /// It is used, or not the monitor's; or what closing says, then it is gone all the same.
+    pub async fn delete(&self, node_name: &str) -> Result<()> {
+        let node = names::find_listed(&self.graph, node_name)?;
+        let in_use = |message| Err(Error::new(ErrorKind::InUse, message));
+        let parents = node.parents();
+        if parents.iter().any(|edge| edge.is_root()) {
+            return in_use(format!("Node {node_name} is in use"));
+        }
+        check_not_backing(&node)?;
+        if !node.is_monitor_owned() {
+            return in_use(format!("Node {node_name} is not owned by the monitor"));
+        }
+        if !parents.is_empty() {
+            return in_use(format!("Block device {node_name} is in use"));
+        }
+        self.release_owned(&node).await
+    }
+
+    /// Closes every node that nobody uses, at the end of the program.
+    ///
+    /// # Errors
+    /// The first that closing says; everything is closed all the same.
+    pub async fn close_all(&self) -> Result<()> {
+        let mut result = Ok(());
+        for node in self.graph.nodes() {
+            if node.is_monitor_owned() {
+                let closed = self.release_owned(&node).await;
+                result = result.and(closed);
+            }
+        }
+        result
+    }
+
+    async fn release_owned(&self, node: &Rc<Node>) -> Result<()> {
+        node.set_monitor_owned(false);
+        let result = self.graph.release(node).await;
+        file_name::refresh_all(&self.graph);
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;
