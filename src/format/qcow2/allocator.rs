@@ -4,16 +4,16 @@ use std::cell::Cell;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
-use crate::runtime::sync::Mutex;
 
 use super::Qcow2;
 use super::epochs::Freed;
 use super::layout::{self, HostCluster, HostOffset};
+use super::turn::Turn;
 
 /// Where free clusters are looked for.
 pub(super) struct Allocator {
     /// Held by who changes refcounts or the refcount table.
-    pub(super) turn: Mutex<()>,
+    pub(super) turn: Turn,
     /// No cluster before this one is free.
     pub(super) first_free: Cell<u64>,
     /// From this cluster on the file was never written and reads as zeroes.
@@ -23,7 +23,7 @@ pub(super) struct Allocator {
 impl Allocator {
     pub(super) fn new(untouched: HostCluster) -> Allocator {
         Allocator {
-            turn: Mutex::new(()),
+            turn: Turn::default(),
             first_free: Cell::new(0),
             untouched: Cell::new(untouched.0),
         }
@@ -50,7 +50,7 @@ impl Qcow2 {
     /// Takes up to `most` contiguous clusters, at least one. They are nobody else's from now on; a
     /// crash before they are mapped leaks them.
     pub(super) async fn allocate(&self, most: u64) -> Result<Allocation> {
-        let _turn = self.allocator.turn.lock().await;
+        let _turn = self.allocator.turn.take().await;
         self.reclaim().await;
         let first = self
             .find_free(HostCluster(self.allocator.first_free.get()))
@@ -63,7 +63,7 @@ impl Qcow2 {
 
     /// Takes `count` contiguous clusters.
     pub(super) async fn allocate_contiguous(&self, count: u64) -> Result<Allocation> {
-        let _turn = self.allocator.turn.lock().await;
+        let _turn = self.allocator.turn.take().await;
         self.reclaim().await;
         if count + 1 >= self.geometry.refcount_block_entries() {
             return self.allocate_region(count).await;
@@ -82,7 +82,7 @@ impl Qcow2 {
     /// Gives clusters back that were allocated and never mapped; no I/O to them is in flight. What
     /// cannot be given back is leaked.
     pub(super) async fn release(&self, allocation: Allocation) {
-        let _turn = self.allocator.turn.lock().await;
+        let _turn = self.allocator.turn.take().await;
         for cluster in allocation.first.0..allocation.first.0 + allocation.count {
             if let Err(error) = self.free_cluster(HostCluster(cluster)).await {
                 tracing::warn!(node = self.node_name, cluster, %error, "cluster is leaked");

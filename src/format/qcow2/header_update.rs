@@ -16,7 +16,7 @@ impl Qcow2 {
     /// No room in the first cluster: nothing has changed. A failed write: the node is not written any
     /// more, as nobody knows which header the disk has.
     pub(super) async fn update_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
-        let _turn = self.header_turn.lock().await;
+        let _turn = self.header_turn.take().await;
         let mut header = self.header.borrow().clone();
         change(&mut header);
         let image = header.serialise()?;

@@ -189,9 +189,6 @@ impl Qcow2 {
         let Some(offset) = self.l2_slice_offset(key) else {
             return Ok(());
         };
-        if self.l2.contains(key) {
-            return Ok(());
-        }
         let cluster = GuestCluster(key << self.l2_slice_bits());
         if self
             .geometry

@@ -40,6 +40,7 @@ mod resize;
 mod slice_cache;
 mod status;
 mod table;
+mod turn;
 mod write;
 mod write_back;
 mod zero;
@@ -48,7 +49,6 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::{Child, Graph, RangeLock};
-use crate::runtime::sync::Mutex;
 
 use allocator::Allocator;
 use corruption::Health;
@@ -58,6 +58,7 @@ use layout::Geometry;
 use metadata_set::MetadataSet;
 use slice_cache::SliceCache;
 use table::Table;
+use turn::Turn;
 use write_back::Progress;
 
 pub use info::Qcow2Info;
@@ -75,7 +76,7 @@ pub struct Qcow2 {
     version: u32,
     geometry: Geometry,
     header: RefCell<Header>,
-    header_turn: Mutex<()>,
+    header_turn: Turn,
     size: Cell<u64>,
     read_only: Cell<bool>,
     health: RefCell<Health>,
@@ -85,7 +86,7 @@ pub struct Qcow2 {
     l1: RefCell<Table>,
     l2: SliceCache,
     /// Held by who creates an L2 table or replaces the L1 table.
-    tables: Mutex<()>,
+    tables: Turn,
     refcount_table: RefCell<Table>,
     refcounts: SliceCache,
     metadata: RefCell<MetadataSet>,

@@ -7,7 +7,6 @@ use crate::block::{Child, Graph, RangeLock};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::align_up;
-use crate::runtime::sync::Mutex;
 
 use super::Qcow2;
 use super::allocator::Allocator;
@@ -18,6 +17,7 @@ use super::layout::{HostOffset, MAX_L1_BYTES};
 use super::metadata_set::MetadataSet;
 use super::slice_cache::SliceCache;
 use super::table::Table;
+use super::turn::Turn;
 use super::write_back::Progress;
 
 /// Bytes of a cached slice, where clusters are not smaller.
@@ -118,13 +118,13 @@ impl Qcow2 {
             geometry,
             size: Cell::new(header.size),
             header: RefCell::new(header),
-            header_turn: Mutex::new(()),
+            header_turn: Turn::default(),
             read_only: Cell::new(true),
             health: RefCell::new(Health::Good),
             writable: Cell::new(false),
             l1: RefCell::new(l1),
             l2: SliceCache::new(slice, l2_bytes),
-            tables: Mutex::new(()),
+            tables: Turn::default(),
             refcount_table: RefCell::new(refcount_table),
             refcounts: SliceCache::new(slice, refcount_bytes),
             metadata: RefCell::default(),

@@ -27,7 +27,7 @@ impl Qcow2 {
     pub(super) async fn rebuild_refcounts(&self) -> Result<()> {
         tracing::info!(node = self.node_name, "image is dirty: counting references");
         let mut references = self.count_references().await?;
-        let turn = self.allocator.turn.lock().await;
+        let turn = self.allocator.turn.take().await;
         self.cover_references(&mut references).await?;
         for (cluster, count) in &references {
             let cluster = HostCluster(*cluster);

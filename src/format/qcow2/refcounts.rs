@@ -52,12 +52,9 @@ impl Qcow2 {
             let Some(offset) = self.refcount_slice_offset(key) else {
                 return Ok(false);
             };
-            if !self.refcounts.contains(key) {
-                let bytes = self
-                    .read_metadata(offset, self.refcounts.slice_size())
-                    .await?;
-                self.refcounts.insert(key, bytes.into(), false, false);
-            }
+            let length = self.refcounts.slice_size();
+            let bytes = self.read_metadata(offset, length).await?;
+            self.refcounts.insert(key, bytes.into(), false, false);
         }
     }
 

@@ -76,7 +76,7 @@ impl Qcow2 {
 
     /// A longer L1 table in another place.
     async fn grow_l1(&self, entries: u64) -> Result<()> {
-        let _turn = self.tables.lock().await;
+        let _turn = self.tables.take().await;
         self.write_back(true).await?;
         let bytes = entries * 8;
         let clusters = self.geometry.clusters_for(bytes).0;
@@ -131,7 +131,7 @@ impl Qcow2 {
 
     /// L2 tables that map only what lies from `start` on: all of it is unallocated.
     async fn drop_l2_tables(&self, start: u64) {
-        let _turn = self.tables.lock().await;
+        let _turn = self.tables.take().await;
         let start = align_down(start, self.geometry.cluster_size());
         let first = self.geometry.guest_cluster(GuestOffset(start));
         for index in self.tables_after(first) {

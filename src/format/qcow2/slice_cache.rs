@@ -7,8 +7,9 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasherDefault, Hasher};
 
+use crate::block::{LockMode, RangeGuard, RangeLock};
 use crate::buffer::MemorySlice;
-use crate::runtime::sync::Notify;
+use crate::range::ByteRange;
 
 /// Hashes one u64 by multiplication: keys are numbers that nobody chooses to collide.
 #[derive(Default)]
@@ -54,8 +55,8 @@ impl Slice {
 pub(super) struct SliceCache {
     slice_size: usize,
     inner: RefCell<Inner>,
-    loading: RefCell<NumberSet>,
-    loaded: Notify,
+    /// By key: who loads a slice holds its byte.
+    loading: RangeLock,
 }
 
 struct Inner {
@@ -64,19 +65,6 @@ struct Inner {
     most: usize,
     hand: usize,
     dirty: usize,
-}
-
-/// The right to load one slice; others wait for its end.
-pub(super) struct Loading<'a> {
-    cache: &'a SliceCache,
-    key: u64,
-}
-
-impl Drop for Loading<'_> {
-    fn drop(&mut self) {
-        self.cache.loading.borrow_mut().remove(&self.key);
-        self.cache.loaded.notify_all();
-    }
 }
 
 impl SliceCache {
@@ -92,8 +80,7 @@ impl SliceCache {
                 hand: 0,
                 dirty: 0,
             }),
-            loading: RefCell::default(),
-            loaded: Notify::new(),
+            loading: RangeLock::new(),
         }
     }
 
@@ -128,16 +115,11 @@ impl SliceCache {
         result
     }
 
-    /// The right to load a slice; `None` where another task just did or is at it (then it has been
-    /// waited for).
-    pub(super) async fn begin_load(&self, key: u64) -> Option<Loading<'_>> {
-        if self.loading.borrow_mut().insert(key) {
-            return Some(Loading { cache: self, key });
-        }
-        while self.loading.borrow().contains(&key) {
-            self.loaded.notified().await;
-        }
-        None
+    /// The right to load a slice; `None` where it is there, perhaps now that another task loaded it.
+    pub(super) async fn begin_load(&self, key: u64) -> Option<RangeGuard> {
+        let place = ByteRange::between(key, key + 1);
+        let guard = self.loading.lock(place, LockMode::Exclusive).await;
+        (!self.contains(key)).then_some(guard)
     }
 
     /// Puts a slice in. The cache may be over its bound afterwards, where all else is dirty.

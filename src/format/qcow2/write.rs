@@ -221,7 +221,7 @@ impl Qcow2 {
         if self.owns_l2_table(index) {
             return Ok(());
         }
-        let _turn = self.tables.lock().await;
+        let _turn = self.tables.take().await;
         if self.owns_l2_table(index) {
             return Ok(());
         }

@@ -12,13 +12,13 @@ use std::cell::Cell;
 use crate::block::WriteFlags;
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::{Error, Result};
-use crate::runtime::sync::Mutex;
 
 use super::Qcow2;
 use super::epochs::Freed;
 use super::join::{Piece, join_some};
 use super::layout::HostOffset;
 use super::table::Table;
+use super::turn::Turn;
 
 /// Metadata writes in flight at a time.
 const MOST_WRITES: usize = 64;
@@ -26,7 +26,7 @@ const MOST_WRITES: usize = 64;
 /// How far the disk is behind the mappings in memory. Numbers count changes.
 #[derive(Default)]
 pub(super) struct Progress {
-    turn: Mutex<()>,
+    turn: Turn,
     changes: Cell<u64>,
     durable: Cell<u64>,
     /// The last change that relies on clusters that were written before.
@@ -75,7 +75,7 @@ impl Qcow2 {
         self.check_health()?;
         self.write_back(true).await?;
         if self.epochs.has_quiet() {
-            let _turn = self.allocator.turn.lock().await;
+            let _turn = self.allocator.turn.take().await;
             self.reclaim().await;
         }
         Ok(())
@@ -91,7 +91,7 @@ impl Qcow2 {
 
     /// Writes out what is dirty; `durable`: it and all data are durable afterwards.
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
-        let _turn = self.progress.turn.lock().await;
+        let _turn = self.progress.turn.take().await;
         let snapshot = self.snapshot();
         let mut result = self.write_in_order(&snapshot).await;
         if durable && result.is_ok() {
