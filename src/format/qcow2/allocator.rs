@@ -11,6 +11,7 @@ use super::layout::{self, HostCluster, HostOffset};
 use super::turn::Turn;
 
 /// Where free clusters are looked for.
+#[derive(Default)]
 pub(super) struct Allocator {
     /// Held by who changes refcounts or the refcount table.
     pub(super) turn: Turn,
@@ -21,14 +22,6 @@ pub(super) struct Allocator {
 }
 
 impl Allocator {
-    pub(super) fn new(untouched: HostCluster) -> Allocator {
-        Allocator {
-            turn: Turn::default(),
-            first_free: Cell::new(0),
-            untouched: Cell::new(untouched.0),
-        }
-    }
-
     /// Clusters that are about to be written. Answers whether they read as zeroes until then.
     pub(super) fn touch(&self, first: HostCluster, count: u64) -> bool {
         let before = self.untouched.get();

@@ -7,6 +7,9 @@ use super::layout::{HostCluster, HostOffset, L1Entry, RefcountTableEntry};
 use super::slice_cache::NumberSet;
 use super::table::Table;
 
+/// Entries of L1 and L2 tables cannot name what lies further on.
+const MAX_HOST_OFFSET: u64 = 1 << 56;
+
 /// Clusters of header, tables and refcount blocks. Kept for images that are written.
 #[derive(Default)]
 pub(super) struct MetadataSet {
@@ -35,10 +38,10 @@ impl MetadataSet {
             u64::from(header.refcount_table_clusters),
         )?;
         let aligned = |what: &str, offset: HostOffset, index: usize| {
-            if geometry.in_cluster(offset.0) == 0 {
+            if geometry.in_cluster(offset.0) == 0 && offset.0 < MAX_HOST_OFFSET {
                 return Ok(geometry.host_cluster(offset));
             }
-            let message = format!("{what} offset {offset} unaligned (index: {index:#x})");
+            let message = format!("{what} offset {offset} invalid (index: {index:#x})");
             Err(Error::new(ErrorKind::Corrupt, message))
         };
         for (index, entry) in l1.entries().iter().enumerate() {

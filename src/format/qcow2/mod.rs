@@ -109,4 +109,6 @@ impl Qcow2 {
 }
 
 #[cfg(test)]
+mod qemu_tests;
+#[cfg(test)]
 mod tests;

@@ -105,8 +105,6 @@ impl Qcow2 {
         let l2_needed = geometry.clusters_for(header.size).0 * 8;
         let (l2_bytes, refcount_bytes) = options.caches.split(l2_needed.max(MIN_CACHE))?;
         let slice = SLICE.min(geometry.cluster_size()) as usize;
-        let end = align_up(file.node().size(), geometry.cluster_size());
-        let untouched = geometry.host_cluster(HostOffset(end.unwrap_or(u64::MAX)));
         let image = Qcow2 {
             node_name: options.node_name,
             graph: options.graph,
@@ -128,7 +126,7 @@ impl Qcow2 {
             refcount_table: RefCell::new(refcount_table),
             refcounts: SliceCache::new(slice, refcount_bytes),
             metadata: RefCell::default(),
-            allocator: Allocator::new(untouched),
+            allocator: Allocator::default(),
             epochs: Epochs::default(),
             clusters: RangeLock::new(),
             progress: Progress::default(),
@@ -164,6 +162,9 @@ impl Qcow2 {
             Error::new(ErrorKind::InvalidImage, message)
         })?;
         self.metadata.replace(metadata);
+        let end = align_up(self.file().node().size(), self.geometry.cluster_size());
+        let end = HostOffset(end.unwrap_or(u64::MAX));
+        self.allocator.touch(self.geometry.host_cluster(end), 0);
         // Slices that were read before were not checked against the metadata.
         self.l2.forget(0..u64::MAX);
         self.refcounts.forget(0..u64::MAX);

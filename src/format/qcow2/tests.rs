@@ -41,14 +41,15 @@ fn file_edge(graph: &Graph, name: &str, disk: &SimulatedDisk) -> Rc<Child> {
         .expect("no other user")
 }
 
-struct Image {
-    graph: Graph,
-    disk: SimulatedDisk,
-    guest: Rc<Child>,
+/// An open image over a simulated disk, and an edge to it.
+pub(super) struct Image {
+    pub(super) graph: Graph,
+    pub(super) disk: SimulatedDisk,
+    pub(super) guest: Rc<Child>,
 }
 
 impl Image {
-    async fn open(
+    pub(super) async fn open(
         graph: &Graph,
         name: &str,
         disk: &SimulatedDisk,
@@ -81,7 +82,7 @@ impl Image {
         })
     }
 
-    async fn read(&self, offset: u64, length: usize) -> Vec<u8> {
+    pub(super) async fn read(&self, offset: u64, length: usize) -> Vec<u8> {
         let buffer = MemorySlice::zeroed(length);
         buffer.fill(0, length, 0x77);
         self.guest
@@ -91,7 +92,7 @@ impl Image {
         buffer.to_vec()
     }
 
-    async fn write(&self, offset: u64, bytes: &[u8]) {
+    pub(super) async fn write(&self, offset: u64, bytes: &[u8]) {
         let payload = MemorySlice::from_bytes(bytes).into();
         self.guest
             .write(offset, payload, WriteFlags::empty())
@@ -99,17 +100,17 @@ impl Image {
             .expect("no fault");
     }
 
-    async fn close(&self) {
+    pub(super) async fn close(&self) {
         self.guest.node().driver().close().await.expect("no fault");
     }
 
-    async fn assert_safe(&self) {
+    pub(super) async fn assert_clean(&self) {
         let file = self.guest.node().child(Role::File).expect("a file");
         let result = check(&file).await.expect("a valid header");
         assert!(result.is_clean(), "{result:?}");
     }
 
-    async fn new(
+    pub(super) async fn new(
         handle: &Handle,
         name: &str,
         options: CreateOptions,
@@ -134,7 +135,7 @@ fn small_caches() -> CacheSizes {
     }
 }
 
-fn geometry(random: &mut Random, size: u64) -> CreateOptions {
+pub(super) fn geometry(random: &mut Random, size: u64) -> CreateOptions {
     CreateOptions {
         version: if random.percent(25) { 2 } else { 3 },
         cluster_size: 1 << random.choose(&[9, 9, 10, 12, 14, 16]),
@@ -153,7 +154,7 @@ impl CreateOptions {
 }
 
 /// One random change of image and model.
-async fn change(image: &Image, model: &mut [u8], random: &mut Random) {
+pub(super) async fn change(image: &Image, model: &mut [u8], random: &mut Random) {
     let size = model.len() as u64;
     let start = random.below(size);
     let most = random.choose(&[100, 5000, 60000]);
@@ -229,9 +230,9 @@ async fn run_against_model(handle: &Handle, seed: u64) {
         "before the close"
     );
     image.close().await;
-    image.assert_safe().await;
+    image.assert_clean().await;
     base.close().await;
-    base.assert_safe().await;
+    base.assert_clean().await;
     let again = Image::open(
         &image.graph,
         "again",
