@@ -11,6 +11,8 @@
 mod args;
 mod chain;
 mod endpoint;
+mod format;
+mod image;
 mod picture;
 mod qmp_client;
 mod qmp_command;
@@ -55,6 +57,7 @@ fn execute(command: Command) -> Result<Outcome> {
     match command {
         Command::Snapshot(arguments) => snapshot::run(&arguments),
         Command::Chain(arguments) => chain::run(&arguments),
+        Command::Image(command) => image::run(&command),
         Command::Qmp(arguments) => qmp_command::run(&arguments),
     }
 }

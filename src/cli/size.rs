@@ -28,6 +28,34 @@ fn significant(value: f64) -> String {
     }
 }
 
+/// Bytes from `NUMBER[SUFFIX]`; the suffix is one of b, k, M, G, T, P, E (any case, `iB` may follow).
+///
+/// # Errors
+/// No number, an unknown suffix, or more than 2^63 - 1 bytes: what is wrong, for clap.
+pub(super) fn parse(text: &str) -> Result<u64, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, suffix) = text.split_at(digits);
+    let wrong = || format!("'{text}' is not a size: a number and one of b, k, M, G, T, P, E");
+    let number: u64 = number.parse().map_err(|_| wrong())?;
+    let letter = suffix.strip_suffix("iB").unwrap_or(suffix);
+    let exponent = match letter.to_ascii_lowercase().as_str() {
+        "" | "b" => 0,
+        "k" => 1,
+        "m" => 2,
+        "g" => 3,
+        "t" => 4,
+        "p" => 5,
+        "e" => 6,
+        _ => return Err(wrong()),
+    };
+    number
+        .checked_mul(1 << (10 * exponent))
+        .filter(|bytes| *bytes <= i64::MAX as u64)
+        .ok_or_else(|| format!("'{text}' is more than 2^63 - 1 bytes"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,6 +74,17 @@ mod tests {
             (1 << 60, "1 EiB"),
         ] {
             assert_eq!(human(bytes), text);
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_with_their_suffix() {
+        assert_eq!(parse("512"), Ok(512));
+        assert_eq!(parse("10G"), Ok(10 << 30));
+        assert_eq!(parse("64KiB"), Ok(64 << 10));
+        assert_eq!(parse("7E"), Ok(7 << 60));
+        for text in ["", "G", "1x", "-1", "8E", "1.5G", "99999999999999999999"] {
+            assert!(parse(text).is_err(), "{text}");
         }
     }
 }

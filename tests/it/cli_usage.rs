@@ -45,8 +45,16 @@ fn text(bytes: &[u8]) -> String {
 #[test]
 fn help_goes_to_stdout_and_shows_examples() {
     let place = tempfile::tempdir().expect("a directory");
-    for command in ["snapshot", "chain", "qmp"] {
-        let help = result(place.path(), &[command, "--help"]);
+    for command in [
+        "snapshot",
+        "chain",
+        "qmp",
+        "image create",
+        "image info",
+        "image check",
+    ] {
+        let words: Vec<&str> = command.split(' ').chain(["--help"]).collect();
+        let help = result(place.path(), &words);
         let example = format!("\n  liveblk {command}");
         assert!(help.contains(&example), "{help}");
         assert!(help.ends_with('\n'), "{help}");

@@ -1,6 +1,7 @@
 //! The one integration test binary: a module per topic.
 
 mod cli_client;
+mod cli_image;
 mod cli_usage;
 mod imports;
 mod layers;
