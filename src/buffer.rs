@@ -23,6 +23,8 @@ pub const MEMORY_ALIGNMENT: usize = 4096;
 
 /// Owned, zero-initialised memory at [`MEMORY_ALIGNMENT`], shared between requests and the ring.
 pub struct Memory {
+    /// What was allocated: `pointer` is the first aligned byte in it.
+    base: NonNull<u8>,
     pointer: NonNull<u8>,
     length: usize,
     home: RefCell<Option<std::rc::Weak<PoolShelf>>>,
@@ -33,19 +35,30 @@ impl Memory {
         assert!(length > 0, "memory of no bytes");
         let layout = Memory::layout(length);
         // SAFETY: the layout has a non-zero size.
-        let pointer = unsafe { alloc_zeroed(layout) };
-        let pointer = NonNull::new(pointer).unwrap_or_else(|| handle_alloc_error(layout));
+        let base = unsafe { alloc_zeroed(layout) };
+        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
+        Memory::at(base, length)
+    }
+
+    /// The memory of `length` bytes that was allocated at `base`.
+    fn at(base: NonNull<u8>, length: usize) -> Memory {
+        let gap = base.as_ptr().align_offset(MEMORY_ALIGNMENT);
         Memory {
-            pointer,
+            base,
+            // SAFETY: the layout has room for `length` bytes from the first aligned byte on.
+            pointer: unsafe { base.add(gap) },
             length,
             home: RefCell::new(None),
         }
     }
 
+    /// Aligned by hand: the allocator clears memory of a larger alignment by writing to it, but leaves
+    /// the pages of a large plain allocation to the kernel, untouched.
     fn layout(length: usize) -> Layout {
-        match Layout::from_size_align(length, MEMORY_ALIGNMENT) {
-            Ok(layout) => layout,
-            Err(_) => unreachable!("buffer length {length} overflows the address space"),
+        let room = length.checked_add(MEMORY_ALIGNMENT - 1);
+        match room.map(|room| Layout::from_size_align(room, 1)) {
+            Some(Ok(layout)) => layout,
+            _ => unreachable!("buffer length {length} overflows the address space"),
         }
     }
 }
@@ -57,12 +70,12 @@ impl Drop for Memory {
             .borrow_mut()
             .take()
             .and_then(|weak| weak.upgrade())
-            && shelf.keep(self.pointer, self.length)
+            && shelf.keep(self.base, self.length)
         {
             return;
         }
         // SAFETY: allocated in `allocate` with the same layout, and freed once: this is the drop.
-        unsafe { dealloc(self.pointer.as_ptr(), Memory::layout(self.length)) }
+        unsafe { dealloc(self.base.as_ptr(), Memory::layout(self.length)) }
     }
 }
 
@@ -199,11 +212,11 @@ struct PoolShelf {
 
 impl PoolShelf {
     /// Takes the memory over if there is room for it.
-    fn keep(&self, pointer: NonNull<u8>, length: usize) -> bool {
+    fn keep(&self, base: NonNull<u8>, length: usize) -> bool {
         let mut spare = self.spare.borrow_mut();
         let room = spare.len() < self.most;
         if room {
-            spare.push((pointer, length));
+            spare.push((base, length));
         }
         room
     }
@@ -211,9 +224,9 @@ impl PoolShelf {
 
 impl Drop for PoolShelf {
     fn drop(&mut self) {
-        for (pointer, length) in self.spare.borrow_mut().drain(..) {
+        for (base, length) in self.spare.borrow_mut().drain(..) {
             // SAFETY: came from `Memory::allocate` with this layout and has no other owner.
-            unsafe { dealloc(pointer.as_ptr(), Memory::layout(length)) }
+            unsafe { dealloc(base.as_ptr(), Memory::layout(length)) }
         }
     }
 }
@@ -235,11 +248,7 @@ impl BufferPool {
     pub fn take(&self) -> MemorySlice {
         let spare = self.shelf.spare.borrow_mut().pop();
         let memory = match spare {
-            Some((pointer, length)) => Memory {
-                pointer,
-                length,
-                home: RefCell::new(None),
-            },
+            Some((base, length)) => Memory::at(base, length),
             None => Memory::allocate(self.shelf.buffer_length),
         };
         memory.home.replace(Some(Rc::downgrade(&self.shelf)));
