@@ -22,11 +22,13 @@ for round in $(seq $((2 * SCALE < 20 ? 2 * SCALE : 20))); do
     kill -9 "$pid"
     wait_for_exit "$pid"
 
-    step "the next daemon takes the device over, or away"
-    serve d a.qcow2
+    step "users of the device see errors and can leave it"
     kill $fio 2>/dev/null || true
     wait_for_exit $fio
     timeout 60 umount mnt || fail "the file system of the killed device cannot be unmounted"
+
+    step "the next daemon takes the id of the dead device over"
+    serve d a.qcow2
     stop_daemon d
     wait_for_no_device "$DEVICE"
     step "at most leaks in the image, and what was flushed is there"
