@@ -109,6 +109,10 @@ impl Qcow2 {
 }
 
 #[cfg(test)]
+mod behaviour_tests;
+#[cfg(test)]
+mod hostile_tests;
+#[cfg(test)]
 mod qemu_tests;
 #[cfg(test)]
 mod tests;
