@@ -28,7 +28,8 @@ pub(super) struct Token {
 enum State {
     #[default]
     Start,
-    /// After a stray byte: everything up to a control character, a structural character, 0xFE or 0xFF is dropped.
+    /// After a stray byte: everything up to a control character (but not a tab), a
+    /// structural character, 0xFE or 0xFF is dropped.
     Recovery,
     Minus,
     Zero,
@@ -133,8 +134,10 @@ fn step(state: State, byte: u8) -> Step {
     };
     match (state, byte) {
         (Start, _) => start(byte),
-        (Recovery, 0..=0x1f | 0xfe..=0xff)
-        | (Recovery, b'{' | b'}' | b'[' | b']' | b':' | b',') => Step::Restart,
+        (Recovery, b'\t') => Step::Skip(Recovery),
+        (Recovery, 0..=0x1f | 0xfe..=0xff | b'{' | b'}' | b'[' | b']' | b':' | b',') => {
+            Step::Restart
+        }
         (Recovery, _) => Step::Skip(Recovery),
 
         (Minus, b'0') => Step::Take(Zero),

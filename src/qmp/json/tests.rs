@@ -83,7 +83,7 @@ fn errors_are_worded_as_qemu_words_them() {
 
 #[test]
 fn garbage_is_dropped_up_to_a_structural_or_control_character() {
-    let results = read(&[b"@abc \"dropped\" {\"a\": 1}"]);
+    let results = read(&[b"@abc\t \"dropped\" {\"a\": 1}"]);
     assert_eq!(results.len(), 2);
     assert_eq!(results[1], Ok(json!({"a": 1})));
     let results = read(&[b"{\"execute\": \"query-ver\xff\n{}"]);

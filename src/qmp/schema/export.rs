@@ -124,9 +124,12 @@ static EXPORT_INFO: Object = Object {
 static UBLK_INFO: Object = Object::new(
     "BlockExportInfoUblk",
     &[
-        opt("device", STR),
-        opt("device-id", U32),
-        opt("zero-copy", BOOL),
+        req("device", STR),
+        req("device-id", U32),
+        req("zero-copy", BOOL),
+        req("queues", U16),
+        req("queue-depth", U16),
+        req("logical-block-size", U32),
     ],
 );
 
@@ -137,7 +140,7 @@ static NBD_SERVER_BASE: Object = Object::new(
     &[
         opt("handshake-max-seconds", U32),
         opt("tls-creds", STR),
-        opt("tls-authz", STR),
+        refused("tls-authz", "TLS is not spoken"),
         opt("max-connections", U32),
     ],
 );
@@ -181,17 +184,15 @@ static UNIX_ADDRESS_WRAPPER: Object = Object::new(
     &[req("data", Type::Object(&UNIX_ADDRESS))],
 );
 
-const ONE_ADDRESS: &str = "the server listens on exactly the address given";
-
 static INET_ADDRESS: Object = Object::new(
     "InetSocketAddress",
     &[
         req("host", STR),
         req("port", STR),
-        refused("numeric", ONE_ADDRESS),
-        refused("to", ONE_ADDRESS),
-        refused("ipv4", ONE_ADDRESS),
-        refused("ipv6", ONE_ADDRESS),
+        opt("numeric", BOOL),
+        opt("to", U16),
+        opt("ipv4", BOOL),
+        opt("ipv6", BOOL),
         refused("keep-alive", "connections are not probed"),
         refused("mptcp", "only TCP is spoken"),
     ],

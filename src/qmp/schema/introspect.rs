@@ -9,7 +9,7 @@ use super::{Alternate, Enum, Int, Member, Object, Type, commands, events};
 /// The SchemaInfo array: all commands and events that exist, and every type they lead to.
 pub fn introspect() -> Value {
     let mut walk = Walk::default();
-    for command in commands().filter(|command| !command.planned) {
+    for command in commands() {
         let arg_type = walk.object(command.args);
         let ret_type = walk.name(command.result);
         let info = json!({"name": command.name, "meta-type": "command", "arg-type": arg_type, "ret-type": ret_type});

@@ -1,8 +1,6 @@
 //! Jobs.
 
-use super::{
-    BOOL, Command, EMPTY, EMPTY_RESULT, Enum, Event, INT, Object, STR, Type, cmd, opt, req,
-};
+use super::{BOOL, Command, EMPTY, Enum, Event, INT, Object, STR, Type, cmd, opt, req};
 
 pub(super) static COMMANDS: &[Command] = &[
     cmd("query-jobs", &EMPTY, Type::Array(&Type::Object(&JOB_INFO))),
@@ -11,14 +9,6 @@ pub(super) static COMMANDS: &[Command] = &[
         &EMPTY,
         Type::Array(&Type::Object(&BLOCK_JOB_INFO)),
     ),
-    Command {
-        planned: true,
-        ..cmd("block-stream", &STREAM_ARGS, EMPTY_RESULT)
-    },
-    Command {
-        planned: true,
-        ..cmd("block-job-set-speed", &SET_SPEED_ARGS, EMPTY_RESULT)
-    },
 ];
 
 pub(super) static EVENTS: &[Event] = &[];
@@ -79,32 +69,4 @@ static BLOCK_JOB_INFO: Object = Object::new(
         req("auto-dismiss", BOOL),
         opt("error", STR),
     ],
-);
-
-static STREAM_ARGS: Object = Object::new(
-    "block-stream-arg",
-    &[
-        opt("job-id", STR),
-        req("device", STR),
-        opt("base", STR),
-        opt("base-node", STR),
-        opt("backing-file", STR),
-        opt("backing-mask-protocol", BOOL),
-        opt("bottom", STR),
-        opt("speed", INT),
-        opt("on-error", Type::Enum(&ON_ERROR)),
-        opt("filter-node-name", STR),
-        opt("auto-finalize", BOOL),
-        opt("auto-dismiss", BOOL),
-    ],
-);
-
-static ON_ERROR: Enum = Enum {
-    name: "BlockdevOnError",
-    values: &["report", "ignore", "enospc", "stop", "auto"],
-};
-
-static SET_SPEED_ARGS: Object = Object::new(
-    "block-job-set-speed-arg",
-    &[req("device", STR), req("speed", INT)],
 );

@@ -15,7 +15,6 @@ mod job;
 mod node;
 mod node_info;
 mod object;
-mod snapshot;
 
 pub use args::Args;
 pub use check::{Dialect, check};
@@ -129,9 +128,6 @@ pub struct Command {
     pub result: Type,
     /// Its features, as introspection shows them.
     pub features: &'static [&'static str],
-    /// Whether the command exists yet. Arguments of one that does not are checked, then it is refused;
-    /// clients do not see it.
-    pub planned: bool,
 }
 
 /// An event.
@@ -160,7 +156,6 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         node::COMMANDS,
         node_info::COMMANDS,
         device::COMMANDS,
-        snapshot::COMMANDS,
         export::COMMANDS,
         job::COMMANDS,
         object::COMMANDS,
@@ -169,7 +164,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
     .flatten()
 }
 
-/// The command of this name, planned ones included.
+/// The command of this name.
 pub fn command(name: &str) -> Option<&'static Command> {
     commands().find(|command| command.name == name)
 }
@@ -187,6 +182,7 @@ pub mod option {
     pub use super::export::{EXPORT_OPTIONS as EXPORT, NBD_SERVER_OPTIONS as NBD_SERVER};
     pub use super::node::BLOCKDEV_OPTIONS as BLOCKDEV;
     pub use super::object::OBJECT_OPTIONS as OBJECT;
+    pub use super::object::object_types;
 }
 
 impl Int {
@@ -281,7 +277,6 @@ const fn cmd(name: &'static str, args: &'static Object, result: Type) -> Command
         args,
         result,
         features: &[],
-        planned: false,
     }
 }
 

@@ -8,7 +8,6 @@ use super::{
 pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-add", &BLOCKDEV_OPTIONS, EMPTY_RESULT),
     cmd("blockdev-del", &DEL_ARGS, EMPTY_RESULT),
-    cmd("blockdev-reopen", &REOPEN_ARGS, EMPTY_RESULT),
 ];
 
 pub(super) static EVENTS: &[Event] = &[Event {
@@ -25,7 +24,7 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
         opt("node-name", STR),
         opt("discard", Type::Enum(&DISCARD)),
         opt("cache", Type::Object(&CACHE_OPTIONS)),
-        refused("active", "nodes are always active"),
+        opt("active", BOOL),
         opt("read-only", BOOL),
         opt("auto-read-only", BOOL),
         opt("force-share", BOOL),
@@ -36,6 +35,7 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
         branches: &[
             ("file", &FILE_OPTIONS),
             ("host_device", &FILE_OPTIONS),
+            ("null-aio", &NULL_OPTIONS),
             ("null-co", &NULL_OPTIONS),
             ("qcow2", &QCOW2_OPTIONS),
             ("raw", &RAW_OPTIONS),
@@ -46,18 +46,10 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
 /// The drivers that there are.
 pub(super) static DRIVER: Enum = Enum {
     name: "BlockdevDriver",
-    values: &["file", "host_device", "null-co", "qcow2", "raw"],
+    values: &["file", "host_device", "null-aio", "null-co", "qcow2", "raw"],
 };
 
 static DEL_ARGS: Object = Object::new("blockdev-del-arg", &[req("node-name", STR)]);
-
-static REOPEN_ARGS: Object = Object::new(
-    "blockdev-reopen-arg",
-    &[req(
-        "options",
-        Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)),
-    )],
-);
 
 static IMAGE_CORRUPTED: Object = Object::new(
     "BLOCK_IMAGE_CORRUPTED-arg",
@@ -105,7 +97,7 @@ static FILE_OPTIONS: Object = Object::new(
         refused("pr-manager", "persistent reservations are not passed on"),
         opt("locking", Type::Enum(&ON_OFF_AUTO)),
         opt("aio", Type::Enum(&AIO)),
-        opt("aio-max-batch", INT),
+        refused("aio-max-batch", "requests are batched by the ring"),
         opt("drop-cache", BOOL),
         refused("x-check-cache-dropped", "it is QEMU's debugging aid"),
     ],
@@ -141,52 +133,25 @@ static RAW_OPTIONS: Object = Object::new(
 )
 .based(&FORMAT_OPTIONS);
 
+const WHERE_DISCARD_GOES: &str = "only discards of the guest are passed on";
+
 static QCOW2_OPTIONS: Object = Object::new(
     "BlockdevOptionsQcow2",
     &[
         opt("backing", Type::Alternate(&BLOCKDEV_REF_OR_NULL)),
         opt("lazy-refcounts", BOOL),
         opt("pass-discard-request", BOOL),
-        opt("pass-discard-snapshot", BOOL),
-        opt("pass-discard-other", BOOL),
+        refused("pass-discard-snapshot", "there are no internal snapshots"),
+        refused("pass-discard-other", WHERE_DISCARD_GOES),
         opt("discard-no-unref", BOOL),
-        opt("overlap-check", Type::Alternate(&OVERLAP_CHECKS)),
+        refused("overlap-check", "what is checked is not to be chosen"),
         opt("cache-size", INT),
         opt("l2-cache-size", INT),
         opt("l2-cache-entry-size", INT),
         opt("refcount-cache-size", INT),
-        opt("cache-clean-interval", INT),
+        refused("cache-clean-interval", "caches keep what fits"),
         refused("encrypt", "encrypted images cannot be opened"),
         refused("data-file", "external data files cannot be opened"),
     ],
 )
 .based(&FORMAT_OPTIONS);
-
-static OVERLAP_CHECKS: Alternate = Alternate {
-    name: "Qcow2OverlapChecks",
-    types: &[
-        Type::Object(&OVERLAP_CHECK_FLAGS),
-        Type::Enum(&OVERLAP_CHECK_MODE),
-    ],
-};
-
-static OVERLAP_CHECK_MODE: Enum = Enum {
-    name: "Qcow2OverlapCheckMode",
-    values: &["none", "constant", "cached", "all"],
-};
-
-static OVERLAP_CHECK_FLAGS: Object = Object::new(
-    "Qcow2OverlapCheckFlags",
-    &[
-        opt("template", Type::Enum(&OVERLAP_CHECK_MODE)),
-        opt("main-header", BOOL),
-        opt("active-l1", BOOL),
-        opt("active-l2", BOOL),
-        opt("refcount-table", BOOL),
-        opt("refcount-block", BOOL),
-        opt("snapshot-table", BOOL),
-        opt("inactive-l1", BOOL),
-        opt("inactive-l2", BOOL),
-        opt("bitmap-directory", BOOL),
-    ],
-);

@@ -23,6 +23,11 @@ static OBJECT_TYPE: Enum = Enum {
     values: &["iothread", "secret"],
 };
 
+/// The types of objects that can be made.
+pub fn object_types() -> &'static [&'static str] {
+    OBJECT_TYPE.values
+}
+
 static DEL_ARGS: Object = Object::new("object-del-arg", &[req("id", STR)]);
 
 const NOTHING_TO_TUNE: &str = "the I/O loop has nothing that it could tune";

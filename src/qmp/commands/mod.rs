@@ -1,0 +1,262 @@
+//! What the commands do: [`Context`] is everything they act on, and the table says which code is whose.
+//!
+//! Arguments have passed the schema. Commands turn them into the typed options of the layers below and
+//! results into JSON; whatever more they decide belongs into those layers.
+
+mod block_graph;
+mod control;
+mod device;
+mod export;
+mod node;
+mod node_info;
+mod object;
+mod statistics;
+
+#[cfg(test)]
+mod tests;
+
+use std::cell::Cell;
+use std::future::ready;
+use std::rc::Rc;
+
+use serde_json::{Value, json};
+
+use super::LocalFuture;
+use super::error::QmpError;
+use super::events::EventBus;
+use super::monitor::Commands;
+use super::schema::{self, Args};
+use super::session::Request;
+use crate::block::{BlockEvent, Graph};
+use crate::blockdev::Blockdev;
+use crate::export::Exports;
+use crate::export::nbd::NbdService;
+use crate::runtime::Handle;
+use crate::runtime::sync::{Event, Mutex};
+
+pub use object::Objects;
+
+/// Everything that commands act on.
+pub struct Context {
+    graph: Graph,
+    blockdev: Blockdev,
+    exports: Exports,
+    nbd: NbdService,
+    objects: Objects,
+    events: EventBus,
+    running: Cell<bool>,
+    /// One command at a time.
+    turn: Mutex<()>,
+    quitting: Cell<bool>,
+    quit: Event,
+    /// No node has failed to close.
+    clean: Cell<bool>,
+}
+
+type Outcome = Result<Value, QmpError>;
+type Handler = fn(Rc<Context>, Value) -> LocalFuture<Outcome>;
+
+/// Every command of the schema (the session itself answers `qmp_capabilities`).
+static HANDLERS: &[(&str, Handler)] = &[
+    ("query-version", |context, _| done(Ok(context.version()))),
+    ("query-commands", |_, _| done(control::query_commands())),
+    ("query-qmp-schema", |_, _| done(Ok(schema::introspect()))),
+    ("query-status", |context, _| {
+        done(control::query_status(&context))
+    }),
+    ("stop", |context, _| {
+        done(control::set_running(&context, false))
+    }),
+    ("cont", |context, _| {
+        done(control::set_running(&context, true))
+    }),
+    ("quit", |context, _| {
+        Box::pin(async move {
+            context.shut_down().await;
+            context.quitting.set(true);
+            Ok(json!({}))
+        })
+    }),
+    ("object-add", |context, args| {
+        done(context.objects.add(Args::new(&args)))
+    }),
+    ("object-del", |context, args| {
+        done(context.objects.remove(Args::new(&args).required_str("id")))
+    }),
+    ("blockdev-add", |context, args| {
+        Box::pin(async move { node::add(&context, args).await })
+    }),
+    ("blockdev-del", |context, args| {
+        Box::pin(async move { node::remove(&context, Args::new(&args)).await })
+    }),
+    ("query-named-block-nodes", |context, args| {
+        done(node_info::query_nodes(&context, Args::new(&args)))
+    }),
+    ("query-block", |context, _| {
+        done(node_info::query_devices(&context))
+    }),
+    ("query-blockstats", |context, args| {
+        done(statistics::query(&context, Args::new(&args)))
+    }),
+    ("x-debug-query-block-graph", |context, _| {
+        done(block_graph::query(&context))
+    }),
+    ("block_resize", |context, args| {
+        Box::pin(async move { device::resize(&context, Args::new(&args)).await })
+    }),
+    ("query-jobs", |_, _| done(Ok(json!([])))),
+    ("query-block-jobs", |_, _| done(Ok(json!([])))),
+    ("block-export-add", |context, args| {
+        Box::pin(async move { export::add(&context, Args::new(&args)).await })
+    }),
+    ("block-export-del", |context, args| {
+        Box::pin(async move { export::remove(&context, Args::new(&args)).await })
+    }),
+    ("query-block-exports", |context, _| {
+        done(export::query(&context))
+    }),
+    ("nbd-server-start", |context, args| {
+        Box::pin(async move { export::start_nbd_server(&context, Args::new(&args)).await })
+    }),
+    ("nbd-server-stop", |context, _| {
+        Box::pin(async move { export::stop_nbd_server(&context).await })
+    }),
+    ("nbd-server-add", |context, args| {
+        done(export::add_to_nbd_server(&context, Args::new(&args)))
+    }),
+    ("nbd-server-remove", |context, args| {
+        Box::pin(async move { export::remove_from_nbd_server(&context, Args::new(&args)).await })
+    }),
+];
+
+fn done(outcome: Outcome) -> LocalFuture<Outcome> {
+    Box::pin(ready(outcome))
+}
+
+impl Context {
+    /// Nothing is open yet.
+    pub fn new(handle: &Handle) -> Rc<Context> {
+        let graph = Graph::new();
+        let exports = Exports::new(handle.clone(), graph.clone());
+        let context = Rc::new(Context {
+            blockdev: Blockdev::new(handle, &graph),
+            nbd: NbdService::new(exports.clone()),
+            graph,
+            exports,
+            objects: Objects::default(),
+            events: EventBus::new(),
+            running: Cell::new(true),
+            turn: Mutex::new(()),
+            quitting: Cell::new(false),
+            quit: Event::new(),
+            clean: Cell::new(true),
+        });
+        context.announce_events();
+        context
+    }
+
+    /// Carries out a command whose arguments were checked; the command line's options do it too.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub async fn execute(self: &Rc<Self>, command: &str, arguments: Value) -> Outcome {
+        let Some((_, handler)) = HANDLERS.iter().find(|(name, _)| *name == command) else {
+            unreachable!("the schema has a command '{command}' without code");
+        };
+        let _turn = self.turn.lock().await;
+        handler(self.clone(), arguments).await
+    }
+
+    /// Starts the NBD server with options in the command line's form (a flat address).
+    ///
+    /// # Errors
+    /// As `nbd-server-start`.
+    pub async fn start_nbd_server(&self, options: &Value) -> Result<(), QmpError> {
+        export::start_nbd_server(self, Args::new(options)).await?;
+        Ok(())
+    }
+
+    /// Where events go.
+    pub fn events(&self) -> &EventBus {
+        &self.events
+    }
+
+    /// Waits until a client has said `quit` and was answered.
+    pub async fn wait_for_quit(&self) {
+        self.quit.wait().await;
+    }
+
+    /// Ends exports, then closes all nodes. Does nothing the second time. False if an image may not be
+    /// clean; the log says which and why.
+    pub async fn shut_down(&self) -> bool {
+        self.exports.remove_all(|_| true).await;
+        if self.nbd.is_running()
+            && let Err(error) = self.nbd.stop().await
+        {
+            tracing::error!(%error, "NBD server did not stop");
+        }
+        let mut clean = self.clean.get();
+        if let Err(error) = self.blockdev.close_all().await {
+            tracing::error!(%error, "an image was not closed cleanly");
+            clean = false;
+        }
+        self.clean.set(clean);
+        clean
+    }
+
+    fn announce_events(&self) {
+        let events = self.events.clone();
+        self.exports
+            .on_deleted(move |id| events.emit("BLOCK_EXPORT_DELETED", json!({"id": id})));
+        let events = self.events.clone();
+        self.graph.on_event(move |event| {
+            let (name, data) = block_event(event);
+            events.emit(name, data);
+        });
+    }
+}
+
+impl Commands for Context {
+    fn run(self: Rc<Self>, request: Request) -> LocalFuture<Value> {
+        Box::pin(async move {
+            let (name, arguments, answer) = request.into_parts();
+            let result = self.execute(name, arguments).await;
+            if let Err(error) = &result {
+                tracing::debug!(command = name, %error, "command failed");
+            }
+            answer.reply(result)
+        })
+    }
+
+    fn version(&self) -> Value {
+        control::version()
+    }
+
+    fn replied(&self) {
+        if self.quitting.get() {
+            self.quit.set();
+        }
+    }
+}
+
+fn block_event(event: BlockEvent) -> (&'static str, Value) {
+    match event {
+        BlockEvent::ImageCorrupted {
+            node_name,
+            message,
+            offset,
+            size,
+            fatal,
+        } => {
+            let mut data =
+                json!({"device": "", "node-name": node_name, "msg": message, "fatal": fatal});
+            if let Some(offset) = offset {
+                data["offset"] = offset.into();
+            }
+            if let Some(size) = size {
+                data["size"] = size.into();
+            }
+            ("BLOCK_IMAGE_CORRUPTED", data)
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! Objects: I/O threads (named, though there is one loop only) and secrets.
+
+use std::cell::RefCell;
+
+use serde_json::{Value, json};
+
+use crate::qmp::chardev::is_identifier;
+use crate::qmp::error::QmpError;
+use crate::qmp::schema::Args;
+
+/// All objects, in the order in which they were made.
+#[derive(Default)]
+pub struct Objects {
+    objects: RefCell<Vec<Object>>,
+}
+
+struct Object {
+    id: String,
+    kind: Kind,
+}
+
+enum Kind {
+    /// All I/O is on the daemon's one thread; the name is what exports may refer to.
+    IoThread,
+    Secret(Vec<u8>),
+}
+
+impl Objects {
+    /// `object-add`.
+    pub(super) fn add(&self, args: Args<'_>) -> Result<Value, QmpError> {
+        let id = args.required_str("id");
+        if !is_identifier(id) {
+            return Err(QmpError::generic("Parameter 'id' expects an identifier"));
+        }
+        let kind = match args.required_str("qom-type") {
+            "iothread" => Kind::IoThread,
+            "secret" => Kind::Secret(secret(args)?),
+            other => unreachable!("the schema has no object type '{other}'"),
+        };
+        let mut objects = self.objects.borrow_mut();
+        if objects.iter().any(|object| object.id == id) {
+            let text =
+                format!("attempt to add duplicate property '{id}' to object (type 'container')");
+            return Err(QmpError::generic(text));
+        }
+        objects.push(Object {
+            id: id.into(),
+            kind,
+        });
+        Ok(json!({}))
+    }
+
+    /// `object-del`.
+    pub(super) fn remove(&self, id: &str) -> Result<Value, QmpError> {
+        let mut objects = self.objects.borrow_mut();
+        match objects.iter().position(|object| object.id == id) {
+            Some(index) => {
+                objects.remove(index);
+                Ok(json!({}))
+            }
+            None => Err(QmpError::generic(format!("object '{id}' not found"))),
+        }
+    }
+
+    /// # Errors
+    /// There is no I/O thread of this name.
+    pub(super) fn check_iothread(&self, id: &str) -> Result<(), QmpError> {
+        let objects = self.objects.borrow();
+        let mut threads = objects
+            .iter()
+            .filter(|object| matches!(object.kind, Kind::IoThread));
+        match threads.any(|object| object.id == id) {
+            true => Ok(()),
+            false => Err(QmpError::generic(format!("iothread \"{id}\" not found"))),
+        }
+    }
+
+    /// The bytes of a secret, for who needs one by name.
+    pub fn secret(&self, id: &str) -> Option<Vec<u8>> {
+        let objects = self.objects.borrow();
+        objects.iter().find_map(|object| match &object.kind {
+            Kind::Secret(bytes) if object.id == id => Some(bytes.clone()),
+            _ => None,
+        })
+    }
+}
+
+fn secret(args: Args<'_>) -> Result<Vec<u8>, QmpError> {
+    let bytes = match (args.str("data"), args.str("file")) {
+        (Some(_), Some(_)) => {
+            return Err(QmpError::generic(
+                "'file' and 'data' are mutually exclusive",
+            ));
+        }
+        (None, None) => {
+            return Err(QmpError::generic(
+                "Either 'file' or 'data' must be provided",
+            ));
+        }
+        (Some(data), None) => data.as_bytes().to_vec(),
+        (None, Some(file)) => std::fs::read(file)
+            .map_err(|error| QmpError::generic(format!("Unable to read {file}: {error}")))?,
+    };
+    match args.str("format") {
+        Some("base64") => {
+            base64(&bytes).ok_or_else(|| QmpError::generic("The secret is not valid base64"))
+        }
+        _ => Ok(bytes),
+    }
+}
+
+/// RFC 4648 with padding; white space is skipped.
+fn base64(text: &[u8]) -> Option<Vec<u8>> {
+    let text: Vec<u8> = text
+        .iter()
+        .copied()
+        .filter(|byte| !byte.is_ascii_whitespace())
+        .collect();
+    let end = text
+        .iter()
+        .position(|byte| *byte == b'=')
+        .unwrap_or(text.len());
+    let padding = text.len() - end;
+    if text.len() % 4 != 0 || padding > 2 || text[end..].iter().any(|byte| *byte != b'=') {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    for group in text[..end].chunks(4) {
+        let mut bits = 0_u32;
+        for index in 0..4 {
+            let digit = group
+                .get(index)
+                .map_or(Some(0), |byte| base64_digit(*byte))?;
+            bits = bits << 6 | digit;
+        }
+        bytes.extend(&bits.to_be_bytes()[1..group.len()]);
+    }
+    Some(bytes)
+}
+
+fn base64_digit(byte: u8) -> Option<u32> {
+    let digit = match byte {
+        b'A'..=b'Z' => byte - b'A',
+        b'a'..=b'z' => byte - b'a' + 26,
+        b'0'..=b'9' => byte - b'0' + 52,
+        b'+' => 62,
+        b'/' => 63,
+        _ => return None,
+    };
+    Some(digit.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn add(objects: &Objects, value: Value) -> Result<Value, String> {
+        objects.add(Args::new(&value)).map_err(|error| error.desc)
+    }
+
+    #[test]
+    fn objects_have_unique_ids_and_go() {
+        let objects = Objects::default();
+        let thread = json!({"qom-type": "iothread", "id": "t"});
+        assert!(add(&objects, thread.clone()).is_ok());
+        let text = "attempt to add duplicate property 't' to object (type 'container')";
+        assert_eq!(add(&objects, thread), Err(text.into()));
+        assert!(objects.check_iothread("t").is_ok());
+        assert!(objects.remove("t").is_ok());
+        let error = objects.check_iothread("t").unwrap_err();
+        assert_eq!(error.desc, "iothread \"t\" not found");
+        assert_eq!(
+            objects.remove("t").unwrap_err().desc,
+            "object 't' not found"
+        );
+        let bad = json!({"qom-type": "iothread", "id": "1"});
+        let text = "Parameter 'id' expects an identifier";
+        assert_eq!(add(&objects, bad), Err(text.into()));
+    }
+
+    #[test]
+    fn secrets_come_from_data_or_file() {
+        let objects = Objects::default();
+        let secret = |more: Value| {
+            let mut value = json!({"qom-type": "secret", "id": "s"});
+            value
+                .as_object_mut()
+                .unwrap()
+                .extend(more.as_object().unwrap().clone());
+            value
+        };
+        let none = add(&objects, secret(json!({})));
+        assert_eq!(none, Err("Either 'file' or 'data' must be provided".into()));
+        let both = add(&objects, secret(json!({"data": "x", "file": "y"})));
+        assert_eq!(both, Err("'file' and 'data' are mutually exclusive".into()));
+        let encoded = json!({"data": "bGV0bWVpbg==", "format": "base64"});
+        assert!(add(&objects, secret(encoded)).is_ok());
+        assert_eq!(objects.secret("s").as_deref(), Some(&b"letmein"[..]));
+        assert_eq!(objects.secret("t"), None);
+    }
+
+    #[test]
+    fn base64_is_strict() {
+        assert_eq!(base64(b"Zm9v\n").as_deref(), Some(&b"foo"[..]));
+        assert_eq!(base64(b"Zg==").as_deref(), Some(&b"f"[..]));
+        for bad in [&b"Zg="[..], b"Zg", b"Z===", b"Zm9*", b"=Zm9"] {
+            assert_eq!(base64(bad), None, "{bad:?}");
+        }
+    }
+}
