@@ -6,6 +6,7 @@ pub mod block;
 pub mod blockdev;
 pub mod buffer;
 pub mod cli;
+pub mod daemon;
 pub mod error;
 pub mod export;
 pub mod format;

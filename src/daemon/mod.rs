@@ -1,0 +1,226 @@
+//! The daemon: start with what the command line says, serve, stop cleanly.
+//!
+//! Its face is qemu-storage-daemon's: the same options in the same order, the same messages, the same
+//! signals. Everything runs on the one thread that calls [`run`]; what is served is in [`crate::qmp`] and
+//! below.
+
+mod background;
+pub mod command_line;
+mod pid_file;
+mod signals;
+mod startup;
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::process::ExitCode;
+use std::task::Poll;
+
+use command_line::{Item, Request};
+use pid_file::PidFile;
+use signals::Signals;
+use startup::{Outcome, Startup};
+
+use crate::qmp::commands::Context;
+use crate::runtime::{Config, Handle, Runtime};
+
+/// The program's name in messages.
+const NAME: &str = "liveblkd";
+
+const HELP: &str = "\
+Usage: liveblkd [options]
+Serves chains of disk images and rearranges them while they are in use.
+
+  -h, --help             display this help and exit
+  -V, --version          output version information and exit
+
+  --blockdev [driver=]<driver>[,node-name=<N>][,read-only=on|off]
+             [,auto-read-only=on|off][,force-share=on|off]
+             [,cache.direct=on|off][,cache.no-flush=on|off]
+             [,detect-zeroes=on|off|unmap][,discard=ignore|unmap]
+             [,driver specific parameters...]
+                         open a node: file, host_device, null-co, qcow2, raw
+
+  --chardev socket,id=<id>,path=<path>[,server=on|off][,wait=on|off]
+  --chardev socket,id=<id>,host=<host>,port=<port>[,server=on|off][,wait=on|off]
+  --chardev stdio,id=<id>
+                         a channel for a monitor
+
+  --export [type=]ublk,id=<id>,node-name=<node>[,writable=on|off]
+           [,device-id=<number>][,queues=<number>][,queue-depth=<number>]
+           [,zero-copy=auto|on|off][,logical-block-size=512|4096]
+                         show a node as /dev/ublkb<number>
+  --export [type=]nbd,id=<id>,node-name=<node>[,name=<name>]
+           [,description=<text>][,writable=on|off][,writethrough=on|off]
+           [,allocation-depth=on|off]
+                         show a node over NBD (needs --nbd-server)
+
+  --monitor [chardev=]<id>[,mode=control][,pretty=on|off]
+                         serve QMP on a channel
+
+  --nbd-server addr.type=unix,addr.path=<path>[,max-connections=<number>]
+  --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>
+               [,max-connections=<number>]
+                         listen for NBD clients
+
+  --object iothread,id=<id>
+  --object secret,id=<id>,data=<text>|file=<path>[,format=raw|base64]
+                         make an object
+
+  --daemonize            return when everything is set up, serve in the background
+  --pidfile <path>       write the process id to a file when everything is set up
+
+Options are carried out in the order given; each may also be JSON. The commands
+of the QMP socket are described in docs/qmp.md. LIVEBLK_LOG sets what is logged
+(for example LIVEBLK_LOG=debug).
+";
+
+/// Runs the daemon with the arguments after the program's name.
+pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
+    let items = match command_line::parse(arguments) {
+        Ok(Request::Serve(items)) => items,
+        Ok(Request::Help) => return show(HELP.trim_end()),
+        Ok(Request::Version) => return show(&version()),
+        Err(text) => return fail(&text),
+    };
+    if items.contains(&Item::Daemonize) {
+        if !background::is_background() {
+            return background::start().unwrap_or_else(|text| fail(&text));
+        }
+        if let Err(text) = background::detach() {
+            return fail(&text);
+        }
+    }
+    leave_mounts_alone();
+    let runtime = match Runtime::new(&Config::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(error.message()),
+    };
+    let handle = runtime.handle();
+    runtime.block_on(Daemon::new(&handle).run(items))
+}
+
+/// File systems on the daemon's own devices must not be mounted where the daemon is: ending would wait for
+/// them, and they for the daemon.
+fn leave_mounts_alone() {
+    #[cfg(feature = "ublk")]
+    if std::path::Path::new("/dev/ublk-control").exists()
+        && nix::unistd::geteuid().is_root()
+        && let Err(error) = crate::export::ublk::isolate_mounts()
+    {
+        tracing::warn!(%error, "no mount namespace of its own: unmount file systems before ending the daemon");
+    }
+}
+
+/// The text of `--version`.
+pub fn version() -> String {
+    let own = env!("CARGO_PKG_VERSION");
+    format!("liveblkd version {own} (QMP and options of qemu-storage-daemon 10.0.2)")
+}
+
+/// A message on standard error.
+fn report(text: &str) {
+    eprintln!("{NAME}: {text}");
+}
+
+fn fail(text: &str) -> ExitCode {
+    report(text);
+    ExitCode::FAILURE
+}
+
+fn show(text: &str) -> ExitCode {
+    println!("{text}");
+    ExitCode::SUCCESS
+}
+
+struct Daemon {
+    handle: Handle,
+    context: std::rc::Rc<Context>,
+    startup: Startup,
+}
+
+impl Daemon {
+    fn new(handle: &Handle) -> Daemon {
+        let context = Context::new(handle);
+        Daemon {
+            handle: handle.clone(),
+            startup: Startup::new(handle, &context),
+            context,
+        }
+    }
+
+    async fn run(mut self, items: Vec<Item>) -> ExitCode {
+        let signals = match Signals::catch(&self.handle) {
+            Ok(signals) => signals,
+            Err(error) => return fail(error.message()),
+        };
+        let code = match race(self.start(&items), signals.wait()).await {
+            First::Left(Ok(Started::Ready(pid_file))) => {
+                race(self.context.wait_for_quit(), signals.wait()).await;
+                self.stop(pid_file).await
+            }
+            First::Left(Ok(Started::Shown)) => ExitCode::SUCCESS,
+            First::Left(Err(text)) => {
+                self.context.shut_down().await;
+                fail(&text)
+            }
+            First::Right(()) => self.stop(None).await,
+        };
+        code
+    }
+
+    /// Carries out the options.
+    async fn start(&mut self, items: &[Item]) -> Result<Started, String> {
+        for item in items {
+            match self.startup.apply(item).await {
+                Ok(Outcome::Continue) => {}
+                Ok(Outcome::Show(text)) => {
+                    show(&text);
+                    return Ok(Started::Shown);
+                }
+                Err(error) => return Err(format!("{}: {error}", item.place())),
+            }
+        }
+        let pid_file = self.startup.finish()?;
+        if items.contains(&Item::Daemonize) {
+            background::announce()?;
+        }
+        tracing::info!("ready");
+        Ok(Started::Ready(pid_file))
+    }
+
+    async fn stop(&self, pid_file: Option<PidFile>) -> ExitCode {
+        tracing::info!("stopping");
+        let clean = self.context.shut_down().await;
+        for monitor in &self.startup.monitors {
+            monitor.close().await;
+        }
+        drop(pid_file);
+        match clean {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }
+    }
+}
+
+enum Started {
+    Ready(Option<PidFile>),
+    /// Something was shown instead.
+    Shown,
+}
+
+enum First<A, B> {
+    Left(A),
+    Right(B),
+}
+
+/// Waits for the first of two, and drops the other.
+async fn race<A, B>(left: impl Future<Output = A>, right: impl Future<Output = B>) -> First<A, B> {
+    let (mut left, mut right) = (pin!(left), pin!(right));
+    poll_fn(|context| {
+        if let Poll::Ready(output) = left.as_mut().poll(context) {
+            return Poll::Ready(First::Left(output));
+        }
+        right.as_mut().poll(context).map(First::Right)
+    })
+    .await
+}
