@@ -10,5 +10,8 @@ mod nbd_raw;
 mod nbd_server;
 #[cfg(feature = "testing")]
 mod qcow2_check;
+mod qmp_command_line;
+mod qmp_daemon;
+mod qmp_monitor;
 mod source;
 mod style;
