@@ -108,7 +108,7 @@ impl Qcow2 {
         while offset < clusters.end() {
             let cluster = self.geometry.host_cluster(HostOffset(offset));
             let next = offset + self.geometry.cluster_size();
-            if self.free_cluster(cluster).await? && freed.discard && self.pass_discard {
+            if self.free_cluster(cluster).await? && freed.discard && self.pass_discard.get() {
                 discards.add(ByteRange::between(offset, next));
             }
             offset = next;

@@ -70,7 +70,7 @@ pub struct Qcow2 {
     graph: Option<Graph>,
     file: RefCell<Rc<Child>>,
     backing: RefCell<Option<Rc<Child>>>,
-    pass_discard: bool,
+    pass_discard: Cell<bool>,
     discard_no_unref: bool,
 
     version: u32,
@@ -101,6 +101,11 @@ pub struct Qcow2 {
 impl Qcow2 {
     fn file(&self) -> Rc<Child> {
         self.file.borrow().clone()
+    }
+
+    /// Whether freed clusters are discarded in the file (`pass-discard-request`), from now on.
+    pub fn set_pass_discard(&self, pass: bool) {
+        self.pass_discard.set(pass);
     }
 
     fn backing(&self) -> Option<Rc<Child>> {

@@ -110,7 +110,7 @@ impl Qcow2 {
             graph: options.graph,
             file: RefCell::new(file),
             backing: RefCell::new(options.backing),
-            pass_discard: options.pass_discard,
+            pass_discard: Cell::new(options.pass_discard),
             discard_no_unref: options.discard_no_unref,
             version: header.version,
             geometry,
