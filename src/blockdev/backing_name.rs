@@ -129,7 +129,8 @@ fn plain(driver: DriverOptions) -> Description {
     }
 }
 
-fn leads_to_device(path: &str) -> bool {
+/// Whether a path leads to a block or character device.
+pub(super) fn leads_to_device(path: &str) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
     let Ok(metadata) = std::fs::metadata(path) else {
         return false;

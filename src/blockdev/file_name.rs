@@ -7,6 +7,10 @@ use std::fmt::Write as _;
 
 use crate::block::{Graph, Node, Role};
 
+use crate::protocol::file::Identity;
+
+use super::backing_name::{combine, file_below};
+use super::chain::{header_reference, identity_of};
 use super::description::{DriverOptions, NullDescription};
 use super::origin::Origin;
 
@@ -29,6 +33,45 @@ pub(super) fn refresh_all(graph: &Graph) {
     let bottom = |node: &Node| node.children().is_empty();
     for node in graph.nodes().iter().filter(|node| bottom(node)) {
         refresh(node);
+    }
+}
+
+/// What an overlay's header gets as the name of `node`: its plain file name where that means the same
+/// tree, also where a header spells a name in another way (`a` and `./a`).
+pub(super) fn for_header(node: &Node) -> String {
+    let name = node.file_name();
+    if !name.starts_with("json:") || !headers_agree(node) {
+        return name;
+    }
+    match file_below(node) {
+        Some(file) => file.file_name(),
+        None => name,
+    }
+}
+
+/// Opening the file by name gives the files that are attached, all the way down.
+fn headers_agree(node: &Node) -> bool {
+    let Some(origin) = Origin::of(node) else {
+        return false;
+    };
+    match &origin.given.borrow().driver {
+        DriverOptions::Raw { part, .. } if !part.is_whole() => return false,
+        _ => {}
+    }
+    let Some(below) = node.child(Role::File) else {
+        return true;
+    };
+    if !below.node().children().is_empty() {
+        return false;
+    }
+    let named = header_reference(node).map(|reference| combine(node, &reference.file));
+    match (named, node.backing()) {
+        (None, None) => true,
+        (Some(name), Some(backing)) => {
+            let file = identity_of(&backing);
+            file.is_some() && Identity::of_path(&name).ok() == file && headers_agree(&backing)
+        }
+        _ => false,
     }
 }
 

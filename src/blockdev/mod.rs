@@ -18,9 +18,16 @@ mod chain;
 mod description;
 mod effective;
 mod file_name;
+mod image_info;
 mod names;
 mod open;
 mod origin;
+mod query;
+mod reopen;
+mod reopen_children;
+mod resize;
+mod snapshot;
+mod snapshot_file;
 mod value;
 
 use std::future::Future;
@@ -37,7 +44,10 @@ pub use description::{
     BackingDescription, ChildDescription, Description, DriverOptions, FileDescription,
     NullDescription, Qcow2Description, SharedOptions,
 };
+pub use image_info::{FormatSpecific, ImageInfo, image_info};
 pub use names::{check_not_backing, find_device_or_node, find_either, find_node, is_well_formed};
+pub use query::{NodeInfo, StatisticsInfo};
+pub use snapshot::{SnapshotMode, SnapshotSync};
 pub use value::Value;
 
 /// A future on the graph's thread.
@@ -124,5 +134,9 @@ impl Blockdev {
     }
 }
 
+#[cfg(test)]
+mod change_tests;
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod tests;

@@ -38,4 +38,10 @@ impl Origin {
             *origin.opened_for.borrow_mut() = Rc::downgrade(parent);
         }
     }
+
+    /// `child` was opened for `parent`.
+    pub(super) fn is_adopted(parent: &Rc<Node>, child: &Node) -> bool {
+        let opened_for = Origin::of(child).and_then(|origin| origin.opened_for.borrow().upgrade());
+        opened_for.is_some_and(|node| Rc::ptr_eq(&node, parent))
+    }
 }

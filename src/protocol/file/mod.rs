@@ -13,6 +13,7 @@
 mod access;
 mod alignment;
 mod allocation;
+mod create;
 mod descriptor;
 mod device;
 mod lock;
@@ -40,6 +41,7 @@ use descriptor::Descriptor;
 use device::DeviceKind;
 use lock::ImageLock;
 
+pub use create::{Created, create};
 pub use descriptor::Identity;
 
 /// Which driver a node was asked for.

@@ -1,0 +1,328 @@
+//! Overlays put on top of nodes in use.
+//!
+//! The overlay is created and opened first. Then, in one short drained section, the old node is
+//! flushed, the overlay gets it as backing file, and its users are moved to the overlay. The old node
+//! turns read-only and closes its file for writing. At every moment the images on disk are a valid
+//! chain: before the move nothing is written to the overlay, after it nothing to the old image.
+
+use std::rc::Rc;
+
+use crate::block::{Child, DrainedSection, Node, Permission, Permissions};
+use crate::error::{Error, ErrorKind, Result};
+use crate::protocol::file::FileKind;
+
+use super::chain::note_automatic;
+use super::description::{
+    BackingDescription, ChildDescription, Description, DriverOptions, FileDescription,
+    Qcow2Description, SharedOptions,
+};
+use super::effective::Source;
+use super::origin::Origin;
+use super::value::invalid;
+use super::{Blockdev, backing_name, check_not_backing, file_name, names};
+
+/// Whether the overlay's image is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapshotMode {
+    /// A new image that names the old node's file as backing file.
+    #[default]
+    AbsolutePaths,
+    /// The image is there, with whatever its header says.
+    Existing,
+}
+
+/// Arguments of `blockdev-snapshot-sync`.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotSync {
+    /// A device's name; there are none, so that it finds nothing.
+    pub device: Option<String>,
+    /// The node that gets an overlay.
+    pub node_name: Option<String>,
+    /// File of the overlay.
+    pub snapshot_file: String,
+    /// Name of the overlay's node.
+    pub snapshot_node_name: Option<String>,
+    /// Format of the overlay; qcow2 where it is not given.
+    pub format: Option<String>,
+    /// Whether the overlay's image is made.
+    pub mode: SnapshotMode,
+}
+
+impl Blockdev {
+    /// `blockdev-snapshot-sync`: creates or opens an overlay and puts it on top of a node.
+    ///
+    /// # Errors
+    /// In QEMU's words; the graph is as it was, and a file that was not there before is removed.
+    pub async fn snapshot_sync(&self, request: SnapshotSync) -> Result<()> {
+        let (device, node_name) = (request.device.as_deref(), request.node_name.as_deref());
+        let old = names::find_device_or_node(&self.graph, device, node_name)?;
+        check_not_backing(&old)?;
+        self.flush_old(&old).await?;
+        let Some(name) = &request.snapshot_node_name else {
+            return Err(invalid("New overlay node-name missing"));
+        };
+        if self.graph.find(name).is_some() {
+            return Err(invalid("New overlay node-name already in use"));
+        }
+        let format = request.format.as_deref().unwrap_or("qcow2");
+        let created = match request.mode {
+            SnapshotMode::Existing => None,
+            SnapshotMode::AbsolutePaths => Some(
+                self.create_overlay(&old, &request.snapshot_file, format)
+                    .await?,
+            ),
+        };
+        let done = self.open_and_install(&old, &request, name, format).await;
+        if let (Err(_), Some(created)) = (&done, created) {
+            created.undo(&self.handle).await;
+        }
+        done
+    }
+
+    /// `blockdev-snapshot`: puts a node that is there on top of another.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing has changed.
+    pub async fn snapshot(&self, node: &str, overlay: &str) -> Result<()> {
+        let old = names::find_either(&self.graph, node)?;
+        check_not_backing(&old)?;
+        self.flush_old(&old).await?;
+        let overlay = names::find_either(&self.graph, overlay)?;
+        check_overlay(&overlay)?;
+        self.install(&old, &overlay).await
+    }
+
+    /// Flushes while requests go on, so that little is left for the drained section.
+    async fn flush_old(&self, old: &Rc<Node>) -> Result<()> {
+        if old.options().read_only {
+            return Ok(());
+        }
+        let edge = self.graph.attach_root("snapshot", old, Permissions::NONE)?;
+        let flushed = edge.flush().await;
+        self.leave(edge, old).await?;
+        flushed.map_err(|error| error.context(format!("Write to node '{}' failed", old.name())))
+    }
+
+    /// Gives up an edge; the node below stays, whoever uses it.
+    pub(super) async fn leave(&self, edge: Rc<Child>, node: &Rc<Node>) -> Result<()> {
+        let owned = node.is_monitor_owned();
+        node.set_monitor_owned(true);
+        let left = self.graph.detach(&edge).await;
+        node.set_monitor_owned(owned);
+        left
+    }
+
+    async fn open_and_install(
+        &self,
+        old: &Rc<Node>,
+        request: &SnapshotSync,
+        name: &str,
+        format: &str,
+    ) -> Result<()> {
+        let description = self
+            .overlay_description(old, &request.snapshot_file, name, format)
+            .await?;
+        let overlay = self.open(description, Source::Defaults).await?;
+        let installed = match check_overlay(&overlay) {
+            Ok(()) => self.install(old, &overlay).await,
+            Err(error) => Err(error),
+        };
+        // Without users the overlay goes at once, as in QEMU; after a failure it has none.
+        let released = self.graph.release(&overlay).await;
+        file_name::refresh_all(&self.graph);
+        installed.and(released)
+    }
+
+    /// The overlay is opened as the old node was, without its backing file.
+    async fn overlay_description(
+        &self,
+        old: &Rc<Node>,
+        filename: &str,
+        name: &str,
+        format: &str,
+    ) -> Result<Description> {
+        let path = filename.to_owned();
+        let is_device = self
+            .handle
+            .blocking(move || backing_name::leads_to_device(&path))
+            .await;
+        let kind = if is_device {
+            FileKind::Device
+        } else {
+            FileKind::Regular
+        };
+        let inline = Description {
+            node_name: None,
+            shared: SharedOptions::default(),
+            driver: DriverOptions::File(FileDescription::named(filename, kind)),
+        };
+        let file = ChildDescription::Inline(Box::new(inline));
+        let driver = match format {
+            "qcow2" => DriverOptions::Qcow2 {
+                file,
+                backing: BackingDescription::Nothing,
+                options: Qcow2Description::default(),
+            },
+            "raw" => DriverOptions::Raw {
+                file,
+                part: Default::default(),
+            },
+            other => {
+                let message = format!("Unknown driver '{other}'");
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+        };
+        let like = old.options();
+        Ok(Description {
+            node_name: Some(name.to_owned()),
+            shared: SharedOptions {
+                read_only: Some(like.read_only),
+                auto_read_only: Some(like.auto_read_only),
+                force_share: Some(like.force_share),
+                cache_direct: Some(like.cache_direct),
+                cache_no_flush: Some(like.cache_no_flush),
+                discard: Some(like.discard),
+                detect_zeroes: None,
+            },
+            driver,
+        })
+    }
+
+    /// Puts `overlay` on top of `old` and moves the users of `old` to it.
+    async fn install(&self, old: &Rc<Node>, overlay: &Rc<Node>) -> Result<()> {
+        let drained = self.graph.drain(&[old.clone(), overlay.clone()]).await?;
+        let done = self.install_drained(&drained, old, overlay).await;
+        drop(drained);
+        note_automatic(overlay);
+        file_name::refresh(overlay);
+        done
+    }
+
+    async fn install_drained(
+        &self,
+        drained: &DrainedSection,
+        old: &Rc<Node>,
+        overlay: &Rc<Node>,
+    ) -> Result<()> {
+        let users = old.parents();
+        if !old.options().read_only {
+            old.driver()
+                .flush()
+                .await
+                .map_err(|error| error.context(format!("Write to node '{}' failed", old.name())))?;
+        }
+        self.graph.set_backing(drained, overlay, Some(old))?;
+        let moved = self.graph.redirect(drained, &users, overlay);
+        let moved = match moved {
+            Ok(()) => self.make_read_only(old).await,
+            Err(error) => Err(error),
+        };
+        moved.map_err(|error| self.take_back(drained, &users, old, overlay, error))
+    }
+
+    /// Undoes the move after `error`. Where that fails too (another process has taken a lock that was
+    /// given up a moment ago), the overlay stays on top: that chain is as good as the old one.
+    fn take_back(
+        &self,
+        drained: &DrainedSection,
+        users: &[Rc<Child>],
+        old: &Rc<Node>,
+        overlay: &Rc<Node>,
+        error: Error,
+    ) -> Error {
+        let back = self.graph.redirect(drained, users, old);
+        let back = back.and_then(|()| self.graph.set_backing(drained, overlay, None));
+        match back {
+            Ok(()) => error,
+            Err(stuck) => {
+                tracing::error!(node = old.name(), overlay = overlay.name(), %stuck,
+                    "a failed snapshot cannot be undone; the overlay stays");
+                error.context(format!("The overlay '{}' stays on top", overlay.name()))
+            }
+        }
+    }
+
+    /// Turns a node read-write with the files that were opened for it.
+    pub(super) async fn make_writable(&self, node: &Rc<Node>) -> Result<()> {
+        let nodes = with_adopted_files(node);
+        set_read_only(&nodes, false);
+        let refreshed = self.graph.refresh_permissions(std::slice::from_ref(node));
+        let opened = match refreshed {
+            Ok(()) => node.driver().set_read_only(false).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = opened {
+            set_read_only(&nodes, true);
+            self.graph.refresh_permissions(std::slice::from_ref(node))?;
+            return Err(error);
+        }
+        if let Some(origin) = Origin::of(node) {
+            origin.given.borrow_mut().shared.read_only = Some(false);
+        }
+        Ok(())
+    }
+
+    /// Turns a node read-only with the files that were opened for it.
+    pub(super) async fn make_read_only(&self, node: &Rc<Node>) -> Result<()> {
+        if node.options().read_only {
+            return Ok(());
+        }
+        node.driver().set_read_only(true).await?;
+        let nodes = with_adopted_files(node);
+        set_read_only(&nodes, true);
+        if let Err(error) = self.graph.refresh_permissions(std::slice::from_ref(node)) {
+            set_read_only(&nodes, false);
+            node.driver().set_read_only(false).await?;
+            return Err(error);
+        }
+        if let Some(origin) = Origin::of(node) {
+            origin.given.borrow_mut().shared.read_only = Some(true);
+        }
+        Ok(())
+    }
+}
+
+fn check_overlay(overlay: &Rc<Node>) -> Result<()> {
+    let in_use = |text: &str| Err(Error::new(ErrorKind::InUse, text));
+    let users = overlay.users().required;
+    if users.contains(Permission::CONSISTENT_READ) {
+        return in_use("The overlay is already in use");
+    }
+    if overlay.driver().is_filter() {
+        return in_use("Filters cannot be used as overlays");
+    }
+    if overlay.backing().is_some() {
+        return in_use("The overlay already has a backing image");
+    }
+    let supported =
+        Origin::of(overlay).is_some_and(|origin| origin.given.borrow().driver.backing().is_some());
+    if !supported {
+        return in_use("The overlay does not support backing images");
+    }
+    Ok(())
+}
+
+/// The node and the chain of `file` children that were opened for it and take its access.
+fn with_adopted_files(node: &Rc<Node>) -> Vec<Rc<Node>> {
+    let mut nodes = vec![node.clone()];
+    let mut parent = node.clone();
+    while let Some(edge) = parent.child(crate::block::Role::File) {
+        let child = edge.node();
+        let inherits = Origin::of(&child)
+            .is_some_and(|origin| origin.given.borrow().shared.read_only.is_none());
+        if !inherits || !Origin::is_adopted(&parent, &child) {
+            break;
+        }
+        nodes.push(child.clone());
+        parent = child;
+    }
+    nodes
+}
+
+fn set_read_only(nodes: &[Rc<Node>], read_only: bool) {
+    for node in nodes {
+        let mut options = node.options();
+        options.read_only = read_only;
+        node.set_options(options);
+    }
+}
