@@ -86,9 +86,6 @@ impl Plan<'_> {
         match self.bring_up(&export, slots.filter(|_| zero_copy)).await {
             Ok(()) => Ok(export),
             Err(error) => {
-                if export.service.borrow().is_none() {
-                    export.life.ended.set();
-                }
                 export.remove().await;
                 Err(error)
             }
@@ -235,7 +232,7 @@ impl Plan<'_> {
     async fn show(&self, export: &UblkExport) -> Result<()> {
         let (id, pid) = (export.device_id(), std::process::id());
         let starting = export.control.run(move |ring| ring.start(id, pid));
-        let started = unless(starting, export.life.ended.wait()).await;
+        let started = unless(starting, export.life.until_over()).await;
         let Some(started) = started else {
             let errno = export.life.failure().unwrap_or(Errno::ENODEV);
             return Err(Error::sys(errno, "The ublk queues could not be served"));

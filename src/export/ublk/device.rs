@@ -143,7 +143,7 @@ impl UblkExport {
 
     /// Somebody stopped the device, or serving failed: the export goes.
     async fn watch(self: Rc<UblkExport>, exports: Exports) {
-        self.life.ended.wait().await;
+        self.life.until_over().await;
         if self.closing.get() {
             return;
         }
@@ -161,7 +161,7 @@ impl UblkExport {
         let (id, identity) = (self.device_id(), Identity::own());
         self.closing.set(true);
         self.perform(Task::Stop { id, identity }).await;
-        self.life.ended.wait().await;
+        self.life.until_idle().await;
         // Deleting waits for the character device, which the last of these closes.
         drop(self.service.take());
         self.perform(Task::Delete { id, identity }).await;

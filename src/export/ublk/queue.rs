@@ -19,7 +19,7 @@ use crate::buffer::{KernelSlice, MemorySlice, Payload};
 use crate::error::{Error, Result};
 use crate::runtime::Handle;
 use crate::runtime::ring::{BufferSlots, Ring, RingFile};
-use crate::runtime::sync::Event;
+use crate::runtime::sync::Notify;
 
 /// How the bytes of requests travel.
 pub(super) enum Transport {
@@ -42,16 +42,29 @@ pub(super) struct Service {
 #[derive(Default)]
 pub(super) struct Life {
     tags: Cell<u32>,
-    /// The first errno of a fetch that failed other than by the device's end.
+    /// The errno of a fetch that failed other than by the device's end.
     failure: Cell<Option<Errno>>,
-    /// Every tag has ended, or one has failed.
-    pub(super) ended: Event,
+    changed: Notify,
 }
 
 impl Life {
-    /// Why serving ended, if not because the device was stopped.
+    /// Why serving failed, if it did.
     pub(super) fn failure(&self) -> Option<Errno> {
         self.failure.get()
+    }
+
+    /// Waits until a tag has failed or all have ended.
+    pub(super) async fn until_over(&self) {
+        while self.tags.get() > 0 && self.failure.get().is_none() {
+            self.changed.notified().await;
+        }
+    }
+
+    /// Waits until all tags have ended.
+    pub(super) async fn until_idle(&self) {
+        while self.tags.get() > 0 {
+            self.changed.notified().await;
+        }
     }
 
     fn enter(self: &Rc<Life>) -> TagLife {
@@ -62,12 +75,19 @@ impl Life {
 
 struct TagLife(Rc<Life>);
 
+impl TagLife {
+    fn fail(&self, errno: Errno) {
+        self.0.failure.set(Some(errno));
+        self.0.changed.notify_all();
+    }
+}
+
 impl Drop for TagLife {
     fn drop(&mut self) {
         let left = self.0.tags.get() - 1;
         self.0.tags.set(left);
         if left == 0 {
-            self.0.ended.set();
+            self.0.changed.notify_all();
         }
     }
 }
@@ -138,8 +158,7 @@ impl Tag {
         }
         let errno = Errno::from_raw(-fetched);
         tracing::error!(queue = self.queue, tag = self.tag, %errno, "ublk fetch failed");
-        life.0.failure.set(Some(errno));
-        life.0.ended.set();
+        life.fail(errno);
     }
 
     /// Fetches the tag's next request, with the answer to the last one.
