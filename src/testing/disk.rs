@@ -27,6 +27,8 @@ pub struct DiskOptions {
     pub native_fua: bool,
     /// Zeroes can be written without data.
     pub write_zeroes: bool,
+    /// What was discarded may read as anything, as on some devices; otherwise as zeroes.
+    pub garbles_discards: bool,
     /// The longest time that an operation takes, in virtual microseconds; 0: none waits.
     pub slowest: u64,
     /// Bytes from which on there is no space.
@@ -41,6 +43,7 @@ impl Default for DiskOptions {
             request_alignment: 1,
             native_fua: true,
             write_zeroes: true,
+            garbles_discards: true,
             slowest: 100,
             capacity: u64::MAX,
             ignores_flush: false,

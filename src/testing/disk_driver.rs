@@ -154,9 +154,9 @@ async fn write(
 async fn discard(disk: SimulatedDisk, range: ByteRange) -> Result<()> {
     let end = range.end().min(disk.size()).max(range.start());
     let range = ByteRange::between(range.start(), end);
-    let change = match disk.draw(2) {
-        0 => Change::Zero(range),
-        _ => Change::Write(range.start(), vec![GARBAGE; range.length() as usize].into()),
+    let change = match disk.options().garbles_discards && disk.draw(2) == 0 {
+        false => Change::Zero(range),
+        true => Change::Write(range.start(), vec![GARBAGE; range.length() as usize].into()),
     };
     disk.change(DiskOperation::Discard, change).await
 }

@@ -14,6 +14,7 @@ mod random;
 mod replay;
 mod setup;
 mod volatile_store;
+mod workload;
 
 pub use disk::{DiskOptions, SimulatedDisk};
 pub use fault::{DiskOperation, Fault};
@@ -25,3 +26,4 @@ pub use setup::{
     attach, attach_file, disk_of, full_access, insert, insert_with, simulate, writable,
 };
 pub use volatile_store::{SECTOR, VolatileStore};
+pub use workload::{Request, Workload, WorkloadOptions};
