@@ -148,9 +148,12 @@ impl Qcow2 {
         if self.read_only.get() {
             return Ok(());
         }
-        while !self.is_clean() {
+        loop {
+            self.reclaim_quiet().await;
+            if self.is_clean() {
+                return self.file().flush().await;
+            }
             self.flush_all().await?;
         }
-        self.file().flush().await
     }
 }

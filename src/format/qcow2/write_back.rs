@@ -74,11 +74,17 @@ impl Qcow2 {
         }
         self.check_health()?;
         self.write_back(true).await?;
+        self.reclaim_quiet().await;
+        Ok(())
+    }
+
+    /// Frees what nobody can reach any more. That waited for transfers, which may have ended long
+    /// after the flush that made it unreachable on disk.
+    pub(super) async fn reclaim_quiet(&self) {
         if self.epochs.has_quiet() {
             let _turn = self.allocator.turn.take().await;
             self.reclaim().await;
         }
-        Ok(())
     }
 
     /// Nothing is to be written out, and all mappings are durable.
