@@ -16,7 +16,7 @@ use crate::runtime::Handle;
 
 use super::disk_driver::DiskDriver;
 use super::fault::FaultRules;
-use super::{DiskOperation, Fault, Power, Random, VolatileStore};
+use super::{DiskOperation, Fault, Power, Random, SECTOR, VolatileStore};
 
 /// What kind of disk it is.
 #[derive(Clone, Copy, Debug)]
@@ -232,9 +232,8 @@ impl SimulatedDisk {
             0 => random.below(bytes.len() as u64 + 1) as usize,
             _ => return,
         };
-        let room = self.options().capacity.saturating_sub(*offset);
-        let kept = written.min(usize::try_from(room).unwrap_or(usize::MAX));
-        let kept = kept - kept % self.options().request_alignment as usize;
+        let end = (offset + written as u64).min(self.options().capacity);
+        let kept = (end - end % SECTOR).saturating_sub(*offset) as usize;
         if kept > 0 {
             self.with_store(|store| store.write(*offset, &bytes[..kept]));
         }
@@ -267,7 +266,7 @@ fn fault(operation: DiskOperation, range: &ByteRange, errno: Errno) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{SECTOR, for_each_seed};
+    use super::super::for_each_seed;
     use super::*;
     use crate::block::{Child, Graph, NodeOptions, NodeSpec, Permission, Permissions, WriteFlags};
     use crate::buffer::MemorySlice;
@@ -328,7 +327,8 @@ mod tests {
     #[test]
     fn power_fails_in_the_middle_of_an_operation() {
         let runtime = Runtime::simulated(7).expect("a simulated runtime");
-        let power = Power::failing_at(2);
+        let power = Power::new();
+        power.fail_after(2);
         let content = VolatileStore::from_bytes(&[0; 2048]);
         let options = DiskOptions::default();
         let disk = SimulatedDisk::new(&runtime.handle(), &power, options, content, 7);

@@ -20,6 +20,8 @@ pub struct Model {
     sectors: Vec<Sector>,
     size: u64,
     sizes: Vec<u64>,
+    /// When the last change of the size was answered.
+    resized: Option<u64>,
     zero: Bytes,
     now: u64,
 }
@@ -89,6 +91,7 @@ impl Model {
             sectors: Vec::new(),
             size,
             sizes: vec![size],
+            resized: None,
             zero,
             now: 1,
         };
@@ -208,30 +211,45 @@ impl Model {
     /// A flush was answered successfully; for one that failed just drop the [`PendingFlush`].
     pub fn end_flush(&mut self, flush: PendingFlush) {
         let covered = |version: &Version| version.answered.is_some_and(|at| at <= flush.began);
+        let resized = self.resized.is_some_and(|at| at <= flush.began);
         for sector in &mut self.sectors {
             retire(&mut sector.survivors, &covered);
+            sector.anything &= !resized;
+        }
+        if resized {
+            self.sizes = vec![self.size];
         }
     }
 
     /// The size is about to change; no other change is in flight.
     pub fn begin_resize(&mut self, size: u64) {
+        self.tick();
+        self.resized = None;
         self.sizes.push(size);
         for sector in self.sectors.iter_mut().skip((size / SECTOR) as usize) {
             sector.anything = true;
         }
     }
 
-    /// The size has changed: new bytes are zeroes, and all is durable that the change concerns.
+    /// The size has changed: new bytes are zeroes. Durable with the next flush.
     pub fn end_resize(&mut self, size: u64) {
+        self.resized = Some(self.tick());
         let kept = self.size.min(size).div_ceil(SECTOR) as usize;
         self.size = size;
         self.sectors.truncate(kept);
         self.fit();
+        for sector in &mut self.sectors[kept..] {
+            sector.anything = true;
+        }
     }
 
-    /// The size in use is durable.
-    pub fn settle_size(&mut self) {
-        self.sizes = vec![self.size];
+    /// The size is what it was, but what was to be cut off may be zeroes by now.
+    pub fn fail_resize(&mut self, size: u64) {
+        self.resized = Some(self.tick());
+        if size < self.size {
+            let lost = self.begin_discard(ByteRange::between(size, self.size));
+            self.end(lost, true);
+        }
     }
 
     /// Checks bytes that a read returned, and remembers which of several allowed contents it saw.
@@ -504,7 +522,11 @@ mod tests {
         model.begin_resize(1024);
         model.end_resize(1024);
         assert!(model.check_read(512, &[0; 512]).is_ok());
-        model.settle_size();
-        assert!(model.check_after_crash(&[1; 512]).is_err());
+        assert!(model.clone().check_after_crash(&[1; 512]).is_ok());
+        assert!(model.clone().check_after_crash(&[1; 1024]).is_ok());
+        let flush = model.begin_flush();
+        model.end_flush(flush);
+        assert!(model.clone().check_after_crash(&[1; 512]).is_err());
+        assert!(model.check_after_crash(&[1; 1024]).is_err());
     }
 }

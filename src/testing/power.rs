@@ -27,11 +27,10 @@ impl Power {
         Power::default()
     }
 
-    /// Power that fails when the operation number `operation` (from 1) begins.
-    pub fn failing_at(operation: u64) -> Power {
-        let power = Power::default();
-        power.state.fail_at.set(Some(operation));
-        power
+    /// Fails when so many more operations (from 1) have begun.
+    pub fn fail_after(&self, operations: u64) {
+        let at = self.state.operations.get() + operations;
+        self.state.fail_at.set(Some(at));
     }
 
     /// Operations that have begun so far.

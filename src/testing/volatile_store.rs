@@ -167,7 +167,7 @@ impl VolatileStore {
 
     fn settle_size(&mut self, sequence: u64) {
         let settled = self.sizes.partition_point(|(at, _)| *at <= sequence);
-        if let Some((_, size)) = self.sizes.drain(..settled).last() {
+        if let Some((_, size)) = self.sizes.drain(..settled).next_back() {
             self.durable_size = size;
         }
     }
@@ -226,7 +226,7 @@ fn settle(
     sequence: u64,
 ) {
     let settled = versions.partition_point(|(at, _)| *at <= sequence);
-    match versions.drain(..settled).last() {
+    match versions.drain(..settled).next_back() {
         Some((_, Some(sector))) => durable.insert(number, sector),
         Some((_, None)) => durable.remove(&number),
         None => None,

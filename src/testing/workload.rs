@@ -188,8 +188,8 @@ impl Workload {
             Ok(()) => shared.model.borrow_mut().end_resize(size),
             Err(error) => {
                 shared.tolerate(&error, "resize");
-                let now = guest.node().size();
-                shared.model.borrow_mut().end_resize(now);
+                assert_eq!(guest.node().size(), self.model().size());
+                shared.model.borrow_mut().fail_resize(size);
             }
         }
     }
@@ -365,7 +365,8 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::super::{
-        DiskOperation, DiskOptions, Fault, attach, disk_of, for_each_seed, full_access, insert, simulate,
+        DiskOperation, DiskOptions, Fault, attach, disk_of, for_each_seed, full_access, insert,
+        simulate,
     };
     use super::*;
     use crate::block::Graph;
