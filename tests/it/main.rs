@@ -1,10 +1,14 @@
 //! The one integration test binary: a module per topic.
 
+#[cfg(feature = "testing")]
+mod chain;
 mod cli_client;
 mod cli_image;
 mod cli_usage;
 mod imports;
 mod layers;
+#[cfg(feature = "testing")]
+mod model;
 mod nbd_peers;
 mod nbd_raw;
 mod nbd_server;
@@ -15,3 +19,5 @@ mod qmp_daemon;
 mod qmp_monitor;
 mod source;
 mod style;
+#[cfg(feature = "testing")]
+mod sweeps;

@@ -209,7 +209,7 @@ fn damaged(random: &mut Random, good: &[u8]) -> Vec<u8> {
             1 => entry[random.below(8) as usize] ^= 1 << random.below(8),
             2 => entry.fill(0),
             _ => {
-                let target = random.below(clusters + 2) * cluster_size | 1 << 63;
+                let target = (random.below(clusters + 2) * cluster_size) | (1 << 63);
                 entry.copy_from_slice(&target.to_be_bytes());
             }
         }

@@ -101,7 +101,9 @@ mod tests {
         zstd::stream::encode_all(bytes, 3).expect("memory compresses")
     }
 
-    const BOTH: [(CompressionType, fn(&[u8]) -> Vec<u8>); 2] = [
+    type Compressor = fn(&[u8]) -> Vec<u8>;
+
+    const BOTH: [(CompressionType, Compressor); 2] = [
         (CompressionType::Deflate, deflated),
         (CompressionType::Zstd, zstandard),
     ];
