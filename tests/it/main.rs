@@ -5,6 +5,7 @@ mod chain;
 mod cli_client;
 mod cli_image;
 mod cli_usage;
+mod differential;
 mod imports;
 mod layers;
 #[cfg(feature = "testing")]
