@@ -10,6 +10,7 @@ mod export;
 mod node;
 mod node_info;
 mod object;
+mod snapshot;
 mod statistics;
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ use crate::export::nbd::NbdService;
 use crate::runtime::Handle;
 use crate::runtime::sync::{Event, Mutex};
 
+pub use node_info::image_info;
 pub use object::Objects;
 
 /// Everything that commands act on.
@@ -88,6 +90,18 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
     ("blockdev-del", |context, args| {
         Box::pin(async move { node::remove(&context, Args::new(&args)).await })
+    }),
+    ("blockdev-reopen", |context, args| {
+        Box::pin(async move { node::reopen(&context, args).await })
+    }),
+    ("blockdev-snapshot-sync", |context, args| {
+        Box::pin(async move { snapshot::create(&context, Args::new(&args)).await })
+    }),
+    ("blockdev-snapshot", |context, args| {
+        Box::pin(async move { snapshot::attach(&context, Args::new(&args)).await })
+    }),
+    ("change-backing-file", |context, args| {
+        Box::pin(async move { snapshot::change_backing_file(&context, Args::new(&args)).await })
     }),
     ("query-named-block-nodes", |context, args| {
         done(node_info::query_nodes(&context, Args::new(&args)))

@@ -19,8 +19,18 @@ pub(super) async fn remove(context: &Context, args: Args<'_>) -> Outcome {
     Ok(json!({}))
 }
 
+/// `blockdev-reopen`.
+pub(super) async fn reopen(context: &Context, mut arguments: Value) -> Outcome {
+    let descriptions = match arguments["options"].take() {
+        Value::Array(descriptions) => descriptions.into_iter().map(options).collect(),
+        other => unreachable!("the schema makes 'options' an array, not {other}"),
+    };
+    context.blockdev.reopen(descriptions).await?;
+    Ok(json!({}))
+}
+
 /// A checked description as `blockdev` takes it, which knows no JSON.
-pub(super) fn options(value: Value) -> blockdev::Value {
+fn options(value: Value) -> blockdev::Value {
     match value {
         Value::Null => blockdev::Value::Null,
         Value::Bool(value) => blockdev::Value::Bool(value),

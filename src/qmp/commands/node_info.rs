@@ -1,69 +1,52 @@
-//! `query-named-block-nodes` and `query-block`.
-
-use std::path::Path;
-use std::rc::Rc;
+//! `query-named-block-nodes` and `query-block`, in QEMU's JSON.
 
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
-use crate::block::{DetectZeroes, Node, Role};
+use crate::block::DetectZeroes;
+use crate::blockdev::{FormatSpecific, ImageInfo, NodeInfo};
 use crate::export::ExportType;
+use crate::format::qcow2::Qcow2Info;
 use crate::format::qcow2::header::CompressionType;
-use crate::format::qcow2::{Qcow2, Qcow2Info};
-use crate::protocol::file::File;
 use crate::qmp::schema::Args;
-
-/// How much of a backing chain a description holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Depth {
-    /// The node alone.
-    Flat,
-    /// All images below it.
-    Chain,
-}
 
 /// `query-named-block-nodes`: newest node first.
 pub(super) fn query_nodes(context: &Context, args: Args<'_>) -> Outcome {
-    let depth = match args.bool("flat") {
-        Some(true) => Depth::Flat,
-        _ => Depth::Chain,
-    };
-    let nodes = context.graph.nodes();
-    Ok(nodes.iter().map(|node| device_info(node, depth)).collect())
+    let flat = args.bool("flat").unwrap_or(false);
+    let nodes = context.blockdev.query_named_block_nodes(flat);
+    Ok(nodes.iter().map(device_info).collect())
 }
 
 /// `query-block`: what is a device to somebody, which the ublk exports are.
 pub(super) fn query_devices(context: &Context) -> Outcome {
-    let exports = context.exports.list();
-    let devices = exports
-        .iter()
-        .rev()
-        .map(|status| &status.export)
-        .filter(|export| export.export_type() == ExportType::Ublk);
-    Ok(devices
-        .map(|export| {
-            json!({
+    let mut devices = Vec::new();
+    for status in context.exports.list().iter().rev() {
+        let export = &status.export;
+        if export.export_type() == ExportType::Ublk {
+            let node = context.blockdev.query_node(export.root().node().name())?;
+            devices.push(json!({
                 "device": "",
                 "qdev": export.id(),
                 "type": "unknown",
                 "removable": false,
                 "locked": false,
-                "inserted": device_info(&export.root().node(), Depth::Chain),
-            })
-        })
-        .collect())
+                "inserted": device_info(&node),
+            }));
+        }
+    }
+    Ok(devices.into())
 }
 
-fn device_info(node: &Rc<Node>, depth: Depth) -> Value {
-    let options = node.options();
+fn device_info(node: &NodeInfo) -> Value {
+    let options = &node.options;
     let mut info = json!({
-        "node-name": node.name(),
-        "drv": node.driver().driver_name(),
-        "file": node.file_name(),
+        "node-name": node.node_name,
+        "drv": node.driver,
+        "file": node.file,
         "ro": options.read_only,
         "active": true,
         "encrypted": false,
-        "backing_file_depth": if depth == Depth::Flat { 0 } else { backing_depth(node) },
+        "backing_file_depth": node.backing_file_depth,
         "detect_zeroes": match options.detect_zeroes {
             DetectZeroes::Off => "off",
             DetectZeroes::On => "on",
@@ -81,53 +64,56 @@ fn device_info(node: &Rc<Node>, depth: Depth) -> Value {
         "iops_rd": 0,
         "iops_wr": 0,
         "write_threshold": 0,
-        "image": image_info(node, depth),
+        "image": image_info(&node.image),
     });
-    if let Some(backing) = node.backing() {
-        info["backing_file"] = backing.file_name().into();
-    }
+    set(&mut info, "backing_file", node.backing_file.as_deref());
     info
 }
 
-fn backing_depth(node: &Rc<Node>) -> usize {
-    std::iter::successors(node.backing(), |node| node.backing()).count()
-}
-
-fn image_info(node: &Rc<Node>, depth: Depth) -> Value {
+/// `ImageInfo`, as qemu-img shows it, too.
+pub fn image_info(image: &ImageInfo) -> Value {
     let mut info = json!({
-        "filename": node.file_name(),
-        "format": node.driver().driver_name(),
-        "virtual-size": node.size(),
-        "dirty-flag": false,
+        "filename": image.filename,
+        "format": image.format,
+        "virtual-size": image.virtual_size,
+        "dirty-flag": image.dirty_flag,
     });
-    if let Some(bytes) = allocated_bytes(node) {
-        info["actual-size"] = bytes.into();
-    }
-    if node.driver_as::<File>().is_some() {
-        info["format-specific"] = json!({"type": "file", "data": {}});
-    }
-    if let Some(image) = node.driver_as::<Qcow2>() {
-        add_qcow2(&mut info, node, &image.info());
-    }
-    if let (Depth::Chain, Some(backing)) = (depth, node.backing()) {
-        info["backing-image"] = image_info(&backing, depth);
-    }
+    set(&mut info, "actual-size", image.actual_size);
+    set(&mut info, "cluster-size", image.cluster_size);
+    let text = |text: &Option<String>| text.clone();
+    set(&mut info, "backing-filename", text(&image.backing_filename));
+    set(
+        &mut info,
+        "full-backing-filename",
+        text(&image.full_backing_filename),
+    );
+    set(
+        &mut info,
+        "backing-filename-format",
+        text(&image.backing_filename_format),
+    );
+    set(
+        &mut info,
+        "format-specific",
+        image.format_specific.as_ref().map(format_specific),
+    );
+    set(
+        &mut info,
+        "backing-image",
+        image.backing_image.as_deref().map(image_info),
+    );
     info
 }
 
-/// Bytes that the file at the bottom takes on its file system.
-fn allocated_bytes(node: &Rc<Node>) -> Option<u64> {
-    match (node.driver_as::<File>(), node.child(Role::File)) {
-        (Some(file), _) => file.allocated_bytes().ok(),
-        (None, Some(child)) => allocated_bytes(&child.node()),
-        (None, None) => None,
+fn format_specific(specific: &FormatSpecific) -> Value {
+    match specific {
+        FormatSpecific::File => json!({"type": "file", "data": {}}),
+        FormatSpecific::Qcow2(image) => json!({"type": "qcow2", "data": qcow2_info(image)}),
     }
 }
 
-fn add_qcow2(info: &mut Value, node: &Rc<Node>, image: &Qcow2Info) {
-    info["cluster-size"] = image.cluster_size.into();
-    info["dirty-flag"] = image.dirty.into();
-    let mut data = json!({
+fn qcow2_info(image: &Qcow2Info) -> Value {
+    let mut info = json!({
         "compat": image.compat,
         "refcount-bits": image.refcount_bits,
         "compression-type": match image.compression_type {
@@ -136,53 +122,15 @@ fn add_qcow2(info: &mut Value, node: &Rc<Node>, image: &Qcow2Info) {
         },
     });
     if image.compat != "0.10" {
-        data["lazy-refcounts"] = image.lazy_refcounts.into();
-        data["corrupt"] = image.corrupt.into();
-        data["extended-l2"] = image.extended_l2.into();
+        info["lazy-refcounts"] = image.lazy_refcounts.into();
+        info["corrupt"] = image.corrupt.into();
+        info["extended-l2"] = image.extended_l2.into();
     }
-    info["format-specific"] = json!({"type": "qcow2", "data": data});
-    if let Some(backing) = &image.backing {
-        info["backing-filename"] = backing.file.as_str().into();
-        let full = resolve_backing(&protocol_file_name(node), &backing.file);
-        info["full-backing-filename"] = full.into();
-        if let Some(format) = &backing.format {
-            info["backing-filename-format"] = format.as_str().into();
-        }
-    }
+    info
 }
 
-/// The name of the file that the image is in.
-fn protocol_file_name(node: &Rc<Node>) -> String {
-    match node.child(Role::File) {
-        Some(child) => protocol_file_name(&child.node()),
-        None => node.file_name(),
-    }
-}
-
-/// What a name in a header means: relative to the image's directory, as written otherwise.
-fn resolve_backing(image: &str, name: &str) -> String {
-    let directory = image.rfind('/').map_or("", |slash| &image[..=slash]);
-    match Path::new(name).is_absolute() || has_protocol(name) {
-        true => name.to_owned(),
-        false => format!("{directory}{name}"),
-    }
-}
-
-fn has_protocol(name: &str) -> bool {
-    name.find([':', '/'])
-        .is_some_and(|at| name[at..].starts_with(':'))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backing_names_are_relative_to_the_image() {
-        assert_eq!(resolve_backing("b.qcow2", "./a.qcow2"), "./a.qcow2");
-        assert_eq!(resolve_backing("sub/b.qcow2", "./a.qcow2"), "sub/./a.qcow2");
-        assert_eq!(resolve_backing("/x/b", "/y/a"), "/y/a");
-        assert_eq!(resolve_backing("/x/b", "json:{}"), "json:{}");
-        assert_eq!(resolve_backing("/x/b", "y/a:b"), "/x/y/a:b");
+fn set(object: &mut Value, name: &str, value: Option<impl Into<Value>>) {
+    if let Some(value) = value {
+        object[name] = value.into();
     }
 }

@@ -3,59 +3,51 @@
 //! As in QEMU, a node tells where its last written byte lies and what its driver counted; operations
 //! are counted for devices, which are the ublk exports.
 
-use std::rc::Rc;
-
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
-use crate::block::{Node, NodeStatistics, Role};
+use crate::block::NodeStatistics;
+use crate::blockdev::StatisticsInfo;
 use crate::export::ExportType;
-use crate::protocol::file::File;
 use crate::qmp::schema::Args;
 
 pub(super) fn query(context: &Context, args: Args<'_>) -> Outcome {
+    let nodes = context.blockdev.query_statistics();
     if args.bool("query-nodes") == Some(true) {
-        let nodes = context.graph.nodes();
-        return Ok(nodes.iter().rev().map(node_stats).collect());
+        return Ok(nodes.iter().map(node_stats).collect());
     }
-    let exports = context.exports.list();
-    let devices = exports
-        .iter()
-        .rev()
-        .map(|status| &status.export)
-        .filter(|export| export.export_type() == ExportType::Ublk);
-    Ok(devices
-        .map(|export| {
-            let node = export.root().node();
-            let mut stats = node_stats(&node);
+    let mut devices = Vec::new();
+    for status in context.exports.list().iter().rev() {
+        let export = &status.export;
+        let root = export.root().node();
+        let node = nodes.iter().find(|node| node.node_name == root.name());
+        if let (ExportType::Ublk, Some(node)) = (export.export_type(), node) {
+            let mut stats = node_stats(node);
             stats["device"] = "".into();
             stats["qdev"] = export.id().into();
-            stats["stats"] = counters(&node.statistics());
-            stats
-        })
-        .collect())
+            stats["stats"] = counters(&node.counters);
+            devices.push(stats);
+        }
+    }
+    Ok(devices.into())
 }
 
-fn node_stats(node: &Rc<Node>) -> Value {
+fn node_stats(node: &StatisticsInfo) -> Value {
     let only_end = NodeStatistics {
-        highest_written: node.statistics().highest_written,
+        highest_written: node.counters.highest_written,
         ..NodeStatistics::default()
     };
-    let mut stats = json!({"node-name": node.name(), "stats": counters(&only_end)});
-    if let Some(file) = node.driver_as::<File>() {
-        let discards = file.discards();
+    let mut stats = json!({"node-name": node.node_name, "stats": counters(&only_end)});
+    if let Some(discards) = &node.discards {
         stats["driver-specific"] = json!({
-            "driver": node.driver().driver_name(),
+            "driver": node.driver,
             "discard-nb-ok": discards.succeeded,
             "discard-nb-failed": discards.failed,
             "discard-bytes-ok": discards.bytes,
         });
     }
-    if let Some(child) = node.child(Role::File) {
-        stats["parent"] = node_stats(&child.node());
-    }
-    if let Some(backing) = node.backing() {
-        stats["backing"] = node_stats(&backing);
+    if let Some(below) = &node.parent {
+        stats["parent"] = node_stats(below);
     }
     stats
 }

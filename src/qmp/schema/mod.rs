@@ -15,6 +15,7 @@ mod job;
 mod node;
 mod node_info;
 mod object;
+mod snapshot;
 
 pub use args::Args;
 pub use check::{Dialect, check};
@@ -156,6 +157,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         node::COMMANDS,
         node_info::COMMANDS,
         device::COMMANDS,
+        snapshot::COMMANDS,
         export::COMMANDS,
         job::COMMANDS,
         object::COMMANDS,

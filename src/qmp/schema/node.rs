@@ -8,6 +8,7 @@ use super::{
 pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-add", &BLOCKDEV_OPTIONS, EMPTY_RESULT),
     cmd("blockdev-del", &DEL_ARGS, EMPTY_RESULT),
+    cmd("blockdev-reopen", &REOPEN_ARGS, EMPTY_RESULT),
 ];
 
 pub(super) static EVENTS: &[Event] = &[Event {
@@ -50,6 +51,14 @@ pub(super) static DRIVER: Enum = Enum {
 };
 
 static DEL_ARGS: Object = Object::new("blockdev-del-arg", &[req("node-name", STR)]);
+
+static REOPEN_ARGS: Object = Object::new(
+    "blockdev-reopen-arg",
+    &[req(
+        "options",
+        Type::Array(&Type::Object(&BLOCKDEV_OPTIONS)),
+    )],
+);
 
 static IMAGE_CORRUPTED: Object = Object::new(
     "BLOCK_IMAGE_CORRUPTED-arg",

@@ -46,6 +46,11 @@ fn nested_problems_are_named_by_their_path() {
     ] {
         assert_eq!(add(file), Err(error.into()));
     }
+    let reopen = json!({"options": [{"driver": "raw"}]});
+    assert_eq!(
+        check_arguments("blockdev-reopen", reopen),
+        Err("Parameter 'options[0].file' is missing".into())
+    );
 }
 
 #[test]
