@@ -1,13 +1,16 @@
 //! The one integration test binary: a module per topic.
 
+mod blockdev;
 #[cfg(feature = "testing")]
 mod chain;
 mod cli_client;
 mod cli_image;
 mod cli_usage;
 mod differential;
+mod images;
 mod imports;
 mod layers;
+mod locking;
 #[cfg(feature = "testing")]
 mod model;
 mod nbd_peers;
@@ -18,6 +21,8 @@ mod qcow2_check;
 mod qmp_command_line;
 mod qmp_daemon;
 mod qmp_monitor;
+#[cfg(feature = "testing")]
+mod snapshot;
 mod source;
 mod style;
 #[cfg(feature = "testing")]
