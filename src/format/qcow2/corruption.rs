@@ -1,4 +1,4 @@
-//! Images whose metadata turned out to be wrong, or could not be written.
+//! Images whose metadata turned out to be wrong.
 
 use crate::block::BlockEvent;
 use crate::error::{Error, ErrorKind};

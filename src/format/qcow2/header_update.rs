@@ -13,8 +13,8 @@ impl Qcow2 {
     /// new one.
     ///
     /// # Errors
-    /// No room in the first cluster: nothing has changed. A failed write: the node is not written any
-    /// more, as nobody knows which header the disk has.
+    /// No room in the first cluster: nothing has changed. A failed write: nobody knows which header the
+    /// disk has; no other metadata is written before it has the old one again.
     pub(super) async fn update_header(&self, change: impl FnOnce(&mut Header)) -> Result<()> {
         let _turn = self.header_turn.take().await;
         let mut header = self.header.borrow().clone();
@@ -30,11 +30,8 @@ impl Qcow2 {
         if result.is_ok() {
             result = self.file().flush().await;
         }
-        if let Err(error) = result {
-            let error = error.context("Could not update the qcow2 header");
-            self.stop_writing(error.message());
-            return Err(error);
-        }
+        self.header_unsure.set(result.is_err());
+        result.map_err(|error| error.context("Could not update the qcow2 header"))?;
         self.header.replace(header);
         Ok(())
     }

@@ -77,6 +77,8 @@ pub struct Qcow2 {
     geometry: Geometry,
     header: RefCell<Header>,
     header_turn: Turn,
+    /// The last change of the header failed: the disk may have the new one or the old one.
+    header_unsure: Cell<bool>,
     size: Cell<u64>,
     read_only: Cell<bool>,
     health: RefCell<Health>,

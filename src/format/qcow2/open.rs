@@ -117,6 +117,7 @@ impl Qcow2 {
             size: Cell::new(header.size),
             header: RefCell::new(header),
             header_turn: Turn::default(),
+            header_unsure: Cell::new(false),
             read_only: Cell::new(true),
             health: RefCell::new(Health::Good),
             writable: Cell::new(false),

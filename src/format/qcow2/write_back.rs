@@ -90,6 +90,7 @@ impl Qcow2 {
     /// Nothing is to be written out, and all mappings are durable.
     pub(super) fn is_clean(&self) -> bool {
         self.progress.is_durable()
+            && !self.header_unsure.get()
             && self.epochs.unmapped() == 0
             && !self.refcounts.is_dirty()
             && !self.refcount_table.borrow().is_dirty()
@@ -98,6 +99,9 @@ impl Qcow2 {
     /// Writes out what is dirty; `durable`: it and all data are durable afterwards.
     pub(super) async fn write_back(&self, durable: bool) -> Result<()> {
         let _turn = self.progress.turn.take().await;
+        if self.header_unsure.get() {
+            self.update_header(|_| {}).await?;
+        }
         let snapshot = self.snapshot();
         let mut result = self.write_in_order(&snapshot).await;
         if durable && result.is_ok() {
@@ -214,18 +218,14 @@ impl Qcow2 {
             .await
     }
 
-    /// Everything that was written before is durable afterwards. A disk that cannot say so may have
-    /// dropped what it was given, for good: then no mapping may be written that relies on it.
+    /// Everything that was written before is durable afterwards. Where it fails, nothing is written
+    /// that relies on it; a later one may succeed, if the file does not know that data is lost.
     pub(super) async fn barrier(&self) -> Result<()> {
         let result = self.file().flush().await;
-        result.map_err(|error| {
-            let error = error.context("Could not flush the image file");
-            self.stop_writing(error.message());
-            error
-        })
+        result.map_err(|error| error.context("Could not flush the image file"))
     }
 
-    /// `EIO` once metadata could not be kept in order.
+    /// `EIO` once metadata turned out to be wrong.
     pub(super) fn check_health(&self) -> Result<()> {
         match self.health.borrow().failure() {
             None => Ok(()),
