@@ -16,6 +16,7 @@ mod model;
 mod nbd_peers;
 mod nbd_raw;
 mod nbd_server;
+mod nbd_snapshot;
 #[cfg(feature = "testing")]
 mod qcow2_check;
 mod qmp_command_line;
