@@ -312,7 +312,8 @@ impl ChildDescription {
         }
     }
 
-    fn parse(value: Value, path: &str) -> Result<ChildDescription> {
+    /// A reference or an inline description; messages name it by `path`.
+    pub(super) fn parse(value: Value, path: &str) -> Result<ChildDescription> {
         match value {
             Value::Str(name) => Ok(ChildDescription::Reference(name)),
             value => {

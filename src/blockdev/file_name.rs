@@ -28,11 +28,11 @@ pub(super) fn refresh(node: &Node) {
     }
 }
 
-/// Sets the names of all nodes.
+/// Sets the names of all nodes. A node whose child was replaced has another name although nothing below
+/// was renamed.
 pub(super) fn refresh_all(graph: &Graph) {
-    let bottom = |node: &Node| node.children().is_empty();
-    for node in graph.nodes().iter().filter(|node| bottom(node)) {
-        refresh(node);
+    for node in graph.nodes() {
+        refresh(&node);
     }
 }
 

@@ -15,6 +15,7 @@
 
 mod backing_name;
 mod chain;
+mod create;
 mod description;
 mod effective;
 mod file_name;

@@ -167,7 +167,11 @@ impl Blockdev {
         }
     }
 
-    async fn file(&self, file: &FileDescription, options: &NodeOptions) -> Result<Box<dyn Driver>> {
+    pub(super) async fn file(
+        &self,
+        file: &FileDescription,
+        options: &NodeOptions,
+    ) -> Result<Box<dyn Driver>> {
         check_aio(file, options)?;
         let options = FileOptions {
             filename: file.filename.clone(),

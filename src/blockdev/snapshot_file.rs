@@ -15,7 +15,7 @@ use super::value::invalid;
 use super::{Blockdev, file_name};
 
 /// What creating an image in a file needs: it alone writes.
-const CREATOR: Permissions = Permissions {
+pub(super) const CREATOR: Permissions = Permissions {
     required: Permission::CONSISTENT_READ
         .union(Permission::WRITE)
         .union(Permission::RESIZE),

@@ -5,8 +5,10 @@
 
 mod block_graph;
 mod control;
+mod create;
 mod device;
 mod export;
+mod job;
 mod node;
 mod node_info;
 mod object;
@@ -22,6 +24,7 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
+use self::job::Jobs;
 use super::LocalFuture;
 use super::error::QmpError;
 use super::events::EventBus;
@@ -40,11 +43,13 @@ pub use object::Objects;
 
 /// Everything that commands act on.
 pub struct Context {
+    handle: Handle,
     graph: Graph,
     blockdev: Blockdev,
     exports: Exports,
     nbd: NbdService,
     objects: Objects,
+    jobs: Jobs,
     events: EventBus,
     running: Cell<bool>,
     /// One command at a time.
@@ -118,7 +123,17 @@ static HANDLERS: &[(&str, Handler)] = &[
     ("block_resize", |context, args| {
         Box::pin(async move { device::resize(&context, Args::new(&args)).await })
     }),
-    ("query-jobs", |_, _| done(Ok(json!([])))),
+    ("blockdev-create", |context, args| {
+        done(create::start(&context, args))
+    }),
+    ("job-dismiss", |context, args| {
+        done(
+            context
+                .jobs
+                .dismiss(&context, Args::new(&args).required_str("id")),
+        )
+    }),
+    ("query-jobs", |context, _| done(context.jobs.query())),
     ("query-block-jobs", |_, _| done(Ok(json!([])))),
     ("block-export-add", |context, args| {
         Box::pin(async move { export::add(&context, Args::new(&args)).await })
@@ -153,11 +168,13 @@ impl Context {
         let graph = Graph::new();
         let exports = Exports::new(handle.clone(), graph.clone());
         let context = Rc::new(Context {
+            handle: handle.clone(),
             blockdev: Blockdev::new(handle, &graph),
             nbd: NbdService::new(exports.clone()),
             graph,
             exports,
             objects: Objects::default(),
+            jobs: Jobs::default(),
             events: EventBus::new(),
             running: Cell::new(true),
             turn: Mutex::new(()),
@@ -209,6 +226,7 @@ impl Context {
         {
             tracing::error!(%error, "NBD server did not stop");
         }
+        self.jobs.forget_all(self);
         let mut clean = self.clean.get();
         if let Err(error) = self.blockdev.close_all().await {
             tracing::error!(%error, "an image was not closed cleanly");

@@ -30,7 +30,7 @@ pub(super) async fn reopen(context: &Context, mut arguments: Value) -> Outcome {
 }
 
 /// A checked description as `blockdev` takes it, which knows no JSON.
-fn options(value: Value) -> blockdev::Value {
+pub(super) fn options(value: Value) -> blockdev::Value {
     match value {
         Value::Null => blockdev::Value::Null,
         Value::Bool(value) => blockdev::Value::Bool(value),
