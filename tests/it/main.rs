@@ -22,6 +22,7 @@ mod qcow2_check;
 mod qmp_command_line;
 mod qmp_daemon;
 mod qmp_monitor;
+mod qmp_replay;
 #[cfg(feature = "testing")]
 mod snapshot;
 mod source;
