@@ -197,7 +197,7 @@ pub async fn create(file: &Child, options: &CreateOptions) -> Result<()> {
         _ => error,
     })?;
     file.truncate(0, TruncateOptions::default()).await?;
-    let whole = ByteRange::between(0, plan.metadata() << plan.geometry.cluster_bits);
+    let whole = ByteRange::between(0, plan.metadata_end());
     file.write_zeroes(whole, ZeroFlags::empty()).await?;
     plan.write_refcounts(file).await?;
     if plan.data > 0 {
@@ -233,6 +233,7 @@ struct Plan {
     geometry: Geometry,
     refcount_table: u64,
     refcount_blocks: u64,
+    l1_entries: u64,
     l1: u64,
     l2: u64,
     data: u64,
@@ -249,6 +250,7 @@ impl Plan {
             geometry,
             refcount_table: 1,
             refcount_blocks: 1,
+            l1_entries,
             l1: geometry.clusters_for(l1_entries * 8).0,
             l2,
             data,
@@ -283,6 +285,15 @@ impl Plan {
     /// Clusters that are not data.
     fn metadata(&self) -> u64 {
         self.first_l2() + self.l2
+    }
+
+    /// Bytes up to the end of the metadata. As in QEMU's images an L1 table at the end of the file
+    /// takes up whole sectors, not whole clusters.
+    fn metadata_end(&self) -> u64 {
+        if self.l2 > 0 || self.l1 == 0 {
+            return self.metadata() << self.geometry.cluster_bits;
+        }
+        self.offset(self.first_l1()).0 + (self.l1_entries * 8).next_multiple_of(512)
     }
 
     fn total(&self) -> u64 {
