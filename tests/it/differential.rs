@@ -20,6 +20,13 @@ const MIB: u64 = 1 << 20;
 /// A number added to every seed: other operations in each run, and the way to repeat one.
 const SEED_SHIFT: &str = "LIVEBLK_TEST_SEED";
 
+/// How many times as many seeds are tried, in long runs.
+const SEED_SCALE: &str = "LIVEBLK_TEST_SCALE";
+
+fn scaled(count: u64) -> u64 {
+    count * std::env::var(SEED_SCALE).map_or(1, |scale| scale.parse().unwrap())
+}
+
 /// How an image is laid out.
 #[derive(Clone, Copy, Debug)]
 struct Layout {
@@ -178,9 +185,12 @@ impl Case {
 }
 
 fn turns_on(layout: &Layout, rounds: usize, seed: u64) {
-    let mut case = Case::new(format!("{layout:?}, seed {seed}"), seed, layout.cluster);
-    case.create(layout, layout.size(), None);
-    case.take_turns(rounds, 60);
+    for repeat in 0..scaled(1) {
+        let seed = seed + 10_000 * repeat;
+        let mut case = Case::new(format!("{layout:?}, seed {seed}"), seed, layout.cluster);
+        case.create(layout, layout.size(), None);
+        case.take_turns(rounds, 60);
+    }
 }
 
 #[test]
@@ -358,7 +368,7 @@ fn chains_of_mixed_layouts() {
         return;
     }
     let clusters = [64 << 10, 512, 2 << 20, 4096];
-    for seed in 500..503 {
+    for seed in 500..500 + scaled(3) {
         let mut case = Case::new(format!("chain, seed {seed}"), seed, 4096);
         let mut below: Option<String> = None;
         for (depth, cluster) in clusters.into_iter().enumerate() {
@@ -501,7 +511,7 @@ fn block_status_agrees_with_qemus() {
     if !has_qemu() || !has_program("nbdinfo") {
         return;
     }
-    for seed in 900..904 {
+    for seed in 900..900 + scaled(4) {
         let layout = Layout {
             cluster: 4096,
             ..Layout::DEFAULT
