@@ -57,7 +57,7 @@ impl Qcow2 {
                 .await?;
         }
         let shown = self.backing().map_or(0, |backing| backing.node().size());
-        if shown <= end {
+        if shown.min(size) <= end {
             return Ok(());
         }
         let whole = ByteRange::between(end, shown.min(size)).align_outward(cluster_size);
