@@ -5,9 +5,11 @@
 //! time is the runtime's virtual clock and all chance comes from a seed, so a failing run is its
 //! seed (see [`for_each_seed`]).
 
+mod contract;
 mod disk;
 mod disk_driver;
 mod fault;
+mod kernel_pages;
 mod model;
 mod power;
 mod random;
@@ -16,8 +18,10 @@ mod setup;
 mod volatile_store;
 mod workload;
 
+pub use contract::{Subject, check_contract};
 pub use disk::{DiskOptions, SimulatedDisk};
 pub use fault::{DiskOperation, Fault};
+pub use kernel_pages::KernelPages;
 pub use model::{Mismatch, Model, Pending, PendingFlush, stamped};
 pub use power::Power;
 pub use random::Random;

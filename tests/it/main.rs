@@ -6,7 +6,11 @@ mod chain;
 mod cli_client;
 mod cli_image;
 mod cli_usage;
+#[cfg(feature = "testing")]
+mod contract;
 mod differential;
+#[cfg(feature = "testing")]
+mod hostile;
 mod images;
 mod imports;
 mod layers;
