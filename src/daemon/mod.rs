@@ -6,6 +6,9 @@
 
 mod background;
 pub mod command_line;
+mod face;
+pub mod log;
+mod notify;
 mod pid_file;
 mod signals;
 mod startup;
@@ -15,10 +18,14 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::task::Poll;
 
+use serde_json::json;
+
 use command_line::{Item, Request};
 use pid_file::PidFile;
 use signals::Signals;
 use startup::{Outcome, Startup};
+
+pub use face::Face;
 
 use crate::qmp::commands::Context;
 use crate::runtime::{Config, Handle, Runtime};
@@ -90,13 +97,18 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
             return fail(&text);
         }
     }
+    serve(items, Face::of_daemon(NAME))
+}
+
+/// Serves what the options say, in this process, until told to stop. `--daemonize` is not for here.
+pub fn serve(items: Vec<Item>, face: Face) -> ExitCode {
     leave_mounts_alone();
     let runtime = match Runtime::new(&Config::default()) {
         Ok(runtime) => runtime,
-        Err(error) => return fail(error.message()),
+        Err(error) => return face.fail(error.message()),
     };
     let handle = runtime.handle();
-    runtime.block_on(Daemon::new(&handle).run(items))
+    runtime.block_on(Daemon::new(&handle, face).run(items))
 }
 
 /// File systems on the daemon's own devices must not be mounted where the daemon is: ending would wait for
@@ -136,22 +148,24 @@ struct Daemon {
     handle: Handle,
     context: std::rc::Rc<Context>,
     startup: Startup,
+    face: Face,
 }
 
 impl Daemon {
-    fn new(handle: &Handle) -> Daemon {
+    fn new(handle: &Handle, face: Face) -> Daemon {
         let context = Context::new(handle);
         Daemon {
             handle: handle.clone(),
             startup: Startup::new(handle, &context),
             context,
+            face,
         }
     }
 
     async fn run(mut self, items: Vec<Item>) -> ExitCode {
         let signals = match Signals::catch(&self.handle) {
             Ok(signals) => signals,
-            Err(error) => return fail(error.message()),
+            Err(error) => return self.face.fail(error.message()),
         };
         let code = match race(self.start(&items), signals.wait()).await {
             First::Left(Ok(Started::Ready(pid_file))) => {
@@ -161,7 +175,7 @@ impl Daemon {
             First::Left(Ok(Started::Shown)) => ExitCode::SUCCESS,
             First::Left(Err(text)) => {
                 self.context.shut_down().await;
-                fail(&text)
+                self.face.fail(&text)
             }
             First::Right(()) => self.stop(None).await,
         };
@@ -177,19 +191,23 @@ impl Daemon {
                     show(&text);
                     return Ok(Started::Shown);
                 }
-                Err(error) => return Err(format!("{}: {error}", item.place())),
+                Err(error) => return Err(self.face.about(item, &error)),
             }
         }
         let pid_file = self.startup.finish()?;
         if items.contains(&Item::Daemonize) {
             background::announce()?;
         }
+        let exports = self.context.execute("query-block-exports", json!({})).await;
+        self.face.announce(&exports.unwrap_or_default())?;
+        notify::ready();
         tracing::info!("ready");
         Ok(Started::Ready(pid_file))
     }
 
     async fn stop(&self, pid_file: Option<PidFile>) -> ExitCode {
         tracing::info!("stopping");
+        notify::stopping();
         let clean = self.context.shut_down().await;
         for monitor in &self.startup.monitors {
             monitor.close().await;
