@@ -23,11 +23,13 @@ pub(super) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    Serve(ServeArguments),
     Snapshot(SnapshotArguments),
     Chain(ChainArguments),
     Qmp(QmpArguments),
     #[command(subcommand)]
     Image(ImageCommand),
+    DeviceName(DeviceNameArguments),
 }
 
 /// The definition of the command line, for the manual page.
@@ -54,6 +56,91 @@ pub(super) enum Output {
     Human,
     /// JSON for programs.
     Json,
+}
+
+/// Serve images as block devices, until told to stop.
+///
+/// Each image is opened with its backing chain and becomes a ublk device. When all devices are
+/// usable, their paths are printed on stdout in the order of the images, one per line. SIGINT,
+/// SIGTERM and `liveblk qmp quit` stop it: the devices go and the images are clean.
+///
+/// The instance can be reached over a control socket for `liveblk snapshot`, `chain` and `qmp`; it is
+/// called after the first image if neither --name nor --socket is given.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  liveblk serve disk.qcow2
+  liveblk serve --name vm1 --direct --device-id 7 disk.qcow2
+  liveblk serve --format raw --read-only /dev/vg0/disk
+  liveblk serve --nbd disk.nbd disk.qcow2"
+)]
+pub(super) struct ServeArguments {
+    /// The images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub(super) images: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) endpoint: EndpointArguments,
+
+    /// Format of the images; said by their names (.qcow2 or .raw) if not given
+    #[arg(short, long, value_enum)]
+    pub(super) format: Option<Format>,
+
+    /// Let nobody write
+    #[arg(short, long)]
+    pub(super) read_only: bool,
+
+    /// Go past the page cache to the image files (O_DIRECT)
+    #[arg(short, long)]
+    pub(super) direct: bool,
+
+    /// Number of the device, /dev/ublkbN; repeated for each image
+    #[arg(long = "device-id", value_name = "N", conflicts_with = "nbd")]
+    pub(super) device_ids: Vec<u32>,
+
+    /// Whether requests' pages go to the images without a copy; auto if not given
+    #[arg(long, value_enum, value_name = "MODE", conflicts_with = "nbd")]
+    pub(super) zero_copy: Option<ZeroCopyMode>,
+
+    /// Hardware queues of a device
+    #[arg(long, value_name = "N", conflicts_with = "nbd")]
+    pub(super) queues: Option<u16>,
+
+    /// Requests per queue at a time
+    #[arg(long, value_name = "N", conflicts_with = "nbd")]
+    pub(super) queue_depth: Option<u16>,
+
+    /// Bytes of a sector, 512 or 4096
+    #[arg(long, value_name = "BYTES", conflicts_with = "nbd")]
+    pub(super) logical_block_size: Option<u32>,
+
+    /// Serve over NBD on this UNIX socket instead (needs no ublk); URIs are printed
+    #[arg(long, value_name = "SOCKET")]
+    pub(super) nbd: Option<PathBuf>,
+}
+
+/// Whether to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ZeroCopyMode {
+    /// Where the kernel can.
+    Auto,
+    /// Refuse to start where it cannot.
+    On,
+    /// Never.
+    Off,
+}
+
+impl ZeroCopyMode {
+    /// As the export's option has it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            ZeroCopyMode::Auto => "auto",
+            ZeroCopyMode::On => "on",
+            ZeroCopyMode::Off => "off",
+        }
+    }
 }
 
 /// Put a new overlay on top of a chain that is in use.
@@ -264,4 +351,21 @@ pub(super) struct CheckArguments {
     /// Open the image although another process writes to it; what is found may be wrong
     #[arg(short = 'U', long)]
     pub(super) force_share: bool,
+}
+
+/// Tell which export a block device is, as INSTANCE/ID.
+///
+/// Asks every instance that has a socket in the directory of control sockets. This is what the udev
+/// rule calls to make the link /dev/liveblk/INSTANCE/ID.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  liveblk device-name /dev/ublkb0"
+)]
+pub(super) struct DeviceNameArguments {
+    /// Path of the device
+    #[arg(value_name = "DEVICE")]
+    pub(super) device: String,
 }

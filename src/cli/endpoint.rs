@@ -84,7 +84,7 @@ fn only_one(directory: &Path) -> Result<PathBuf> {
 }
 
 /// Names of the instances that have a socket, sorted.
-fn instances(directory: &Path) -> Vec<String> {
+pub(super) fn instances(directory: &Path) -> Vec<String> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     let mut names: Vec<String> = entries
         .filter_map(|entry| entry.file_name().into_string().ok())

@@ -10,12 +10,15 @@
 
 mod args;
 mod chain;
+mod device_name;
 mod endpoint;
 mod format;
 mod image;
+mod names;
 mod picture;
 mod qmp_client;
 mod qmp_command;
+mod serve;
 mod size;
 mod snapshot;
 
@@ -25,7 +28,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 pub use args::command;
 use args::{Arguments, Command};
@@ -48,17 +51,19 @@ impl Outcome {
 /// Runs `liveblk` with these arguments, the program's name first.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match Arguments::try_parse_from(arguments) {
-        Ok(arguments) => finish(execute(arguments.command)),
+        Ok(arguments) => execute(arguments.command),
         Err(error) => refuse(&error),
     }
 }
 
-fn execute(command: Command) -> Result<Outcome> {
+fn execute(command: Command) -> ExitCode {
     match command {
-        Command::Snapshot(arguments) => snapshot::run(&arguments),
-        Command::Chain(arguments) => chain::run(&arguments),
-        Command::Image(command) => image::run(&command),
-        Command::Qmp(arguments) => qmp_command::run(&arguments),
+        Command::Serve(arguments) => serve::run(&arguments).unwrap_or_else(|error| fail(&error)),
+        Command::Snapshot(arguments) => finish(snapshot::run(&arguments)),
+        Command::Chain(arguments) => finish(chain::run(&arguments)),
+        Command::DeviceName(arguments) => finish(device_name::run(&arguments)),
+        Command::Image(command) => finish(image::run(&command)),
+        Command::Qmp(arguments) => finish(qmp_command::run(&arguments)),
     }
 }
 
@@ -71,11 +76,13 @@ fn finish(result: Result<Outcome>) -> ExitCode {
     });
     match written {
         Ok(status) => ExitCode::from(status),
-        Err(error) => {
-            eprintln!("liveblk: {error}");
-            ExitCode::FAILURE
-        }
+        Err(error) => fail(&error),
     }
+}
+
+fn fail(error: &Error) -> ExitCode {
+    eprintln!("liveblk: {error}");
+    ExitCode::FAILURE
 }
 
 /// `--help` and `--version` go to stdout; a wrong command line is an error in our own form.

@@ -29,9 +29,20 @@ impl QmpClient {
     /// # Errors
     /// Nobody listens, or who listens does not speak QMP.
     pub(super) fn connect(path: &Path) -> Result<QmpClient> {
+        let client = QmpClient::connect_within(path, GREETING)?;
+        client.socket.set_read_timeout(None)?;
+        Ok(client)
+    }
+
+    /// Connects and negotiates; no answer may take longer than `limit`, now or later.
+    ///
+    /// # Errors
+    /// As [`QmpClient::connect`].
+    pub(super) fn connect_within(path: &Path, limit: Duration) -> Result<QmpClient> {
         let name = path.display().to_string();
         let socket = UnixStream::connect(path)
             .map_err(|error| sys(&error, &format!("cannot connect to '{name}'")))?;
+        socket.set_read_timeout(Some(limit))?;
         let mut client = QmpClient::over(socket, name)?;
         client.negotiate()?;
         Ok(client)
@@ -47,12 +58,10 @@ impl QmpClient {
     }
 
     fn negotiate(&mut self) -> Result<()> {
-        self.socket.set_read_timeout(Some(GREETING))?;
         let greeting = self.message()?;
         if greeting.get("QMP").is_none() {
             return Err(self.broken("no QMP greeting"));
         }
-        self.socket.set_read_timeout(None)?;
         self.execute("qmp_capabilities", Map::new())?;
         Ok(())
     }
@@ -104,7 +113,9 @@ impl QmpClient {
 
     fn io(&self, error: &io::Error) -> Error {
         match error.kind() {
-            io::ErrorKind::WouldBlock => self.broken("no greeting; is another client connected?"),
+            io::ErrorKind::WouldBlock => {
+                self.broken("no answer in time; is another client connected?")
+            }
             _ => sys(error, &format!("control socket '{}'", self.name)),
         }
     }

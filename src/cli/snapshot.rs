@@ -8,11 +8,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::args::SnapshotArguments;
 use super::chain::State;
+use super::names::node_name;
 use super::qmp_client::QmpClient;
 use super::{Outcome, endpoint};
-
-/// Longest node-name that QMP accepts, in bytes.
-const NODE_NAME_MAX: usize = 31;
 
 pub(super) fn run(arguments: &SnapshotArguments) -> Result<Outcome> {
     let overlay = absolute(&arguments.overlay)?;
@@ -25,7 +23,9 @@ pub(super) fn run(arguments: &SnapshotArguments) -> Result<Outcome> {
     };
     let overlay_node = match &arguments.overlay_node {
         Some(name) => name.clone(),
-        None => unused_name(&state, &overlay),
+        None => node_name(&overlay, |name| {
+            state.layers.iter().any(|layer| layer.node_name == name)
+        }),
     };
     let file = overlay.to_str().ok_or_else(|| {
         let text = format!(
@@ -83,26 +83,6 @@ fn only_exported(state: &State) -> Result<String> {
     Err(Error::new(kind, text))
 }
 
-/// A well-formed node-name made of the file's stem, with a number if a node has it.
-fn unused_name(state: &State, file: &Path) -> String {
-    let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-    let allowed = |c: char| match c.is_ascii_alphanumeric() || "-._".contains(c) {
-        true => c,
-        false => '-',
-    };
-    let mut base: String = stem.chars().map(allowed).collect();
-    if !base.starts_with(|c: char| c.is_ascii_alphabetic()) {
-        base.insert_str(0, "n-");
-    }
-    base.truncate(NODE_NAME_MAX - 5);
-    let taken = |name: &str| state.layers.iter().any(|layer| layer.node_name == name);
-    let numbered = (2_u32..).map(|number| format!("{base}-{number}"));
-    std::iter::once(base.clone())
-        .chain(numbered)
-        .find(|name| !taken(name))
-        .unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -121,17 +101,6 @@ mod tests {
         ]);
         let error = only_exported(&three_layers(two)).unwrap_err();
         assert!(error.message().ends_with(": node-C, node-B"), "{error}");
-    }
-
-    #[test]
-    fn node_names_are_made_of_file_names() {
-        let state = three_layers(json!([]));
-        let name = |file: &str| unused_name(&state, Path::new(file));
-        assert_eq!(name("/d/monday.qcow2"), "monday");
-        assert_eq!(name("node-C.qcow2"), "node-C-2");
-        assert_eq!(name("2026 ä.qcow2"), "n-2026--");
-        let long = name(&"a".repeat(200));
-        assert_eq!(long.len(), NODE_NAME_MAX - 5);
     }
 
     #[test]

@@ -68,6 +68,11 @@ fn snapshot_chain_and_qmp_work_with_qemu_storage_daemon() {
     works_with("qemu-storage-daemon");
 }
 
+#[test]
+fn snapshot_chain_and_qmp_work_with_liveblkd() {
+    works_with(env!("CARGO_BIN_EXE_liveblkd"));
+}
+
 fn works_with(program: &str) {
     let place = tempfile::tempdir().expect("a directory");
     let place = place.path();

@@ -5,7 +5,9 @@ use std::process::{Command, Output};
 
 /// Runs `liveblk` in `directory`, which also holds the control sockets.
 pub(crate) fn liveblk(directory: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_liveblk"))
+    // What should have failed may serve for ever.
+    Command::new("timeout")
+        .args(["60", env!("CARGO_BIN_EXE_liveblk")])
         .args(arguments)
         .current_dir(directory)
         .env("LIVEBLK_RUNTIME_DIR", directory)

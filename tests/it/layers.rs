@@ -45,8 +45,8 @@ const LAYERS: &[Layer] = &[
     layer("testing", &["block", "runtime"], &[]),
     layer(
         "blockdev",
-        &["block", "protocol", "format", "filter"],
-        &["runtime", "testing"],
+        &["block", "protocol", "format", "filter", "runtime"],
+        &["testing"],
     ),
     layer(
         "job",

@@ -5,6 +5,7 @@ mod blockdev;
 mod chain;
 mod cli_client;
 mod cli_image;
+mod cli_serve;
 mod cli_usage;
 #[cfg(feature = "testing")]
 mod contract;

@@ -16,6 +16,8 @@ pub(crate) struct Source {
     pub(crate) text: String,
     /// The same, byte for byte in place, with comments and the contents of strings blanked.
     pub(crate) code: String,
+    /// Holds only tests: called `tests.rs` or `x_tests.rs`, or declared under `#[cfg(test)]`.
+    is_test: bool,
 }
 
 impl Source {
@@ -24,17 +26,13 @@ impl Source {
             path: path.to_string(),
             text: text.to_string(),
             code: blank_comments_and_strings(text),
+            is_test: path.ends_with("tests.rs") || path.contains("/tests/"),
         }
-    }
-
-    /// True for a file that holds only tests: `tests.rs`, `x_tests.rs`, `tests/x.rs`.
-    pub(crate) fn is_test(&self) -> bool {
-        self.path.ends_with("tests.rs") || self.path.contains("/tests/")
     }
 
     /// `code` with what stands under `#[cfg(test)]` blanked too.
     pub(crate) fn shipped_code(&self) -> String {
-        match self.is_test() {
+        match self.is_test {
             true => String::new(),
             false => blank_test_items(&self.code),
         }
@@ -68,7 +66,34 @@ pub(crate) fn sources() -> Vec<Source> {
     paths.retain(|path| path.extension().is_some_and(|ext| ext == "rs"));
     paths.sort();
     assert!(paths.len() > 10, "the sources were not found");
-    paths.iter().map(|path| read(path)).collect()
+    let mut sources: Vec<Source> = paths.iter().map(|path| read(path)).collect();
+    mark_test_modules(&mut sources);
+    sources
+}
+
+/// Finds the files of modules that are declared under `#[cfg(test)]`.
+fn mark_test_modules(sources: &mut [Source]) {
+    let declared: Vec<String> = sources.iter().flat_map(test_modules).collect();
+    for source in sources {
+        let module = source.module().join("::");
+        source.is_test |= declared.contains(&module);
+    }
+}
+
+/// Paths of the modules that this file declares as `#[cfg(test)] mod x;`.
+fn test_modules(source: &Source) -> Vec<String> {
+    let words: Vec<&str> = source.code.split_whitespace().collect();
+    let after = |window: &[&str]| match window {
+        ["#[cfg(test)]", "mod", name] | ["#[cfg(test)]", "pub", "mod", name] => {
+            name.strip_suffix(';').map(str::to_string)
+        }
+        _ => None,
+    };
+    let names = words.windows(3).chain(words.windows(4)).filter_map(after);
+    let module = source.module();
+    names
+        .map(|name| [&module[..], &[name]].concat().join("::"))
+        .collect()
 }
 
 /// Every file under `directory`, without version control and build products.
@@ -253,4 +278,15 @@ fn module_paths() {
     assert_eq!(module("src/error.rs"), "error");
     assert_eq!(module("src/lib.rs"), "");
     assert_eq!(module("src/bin/liveblk.rs"), "");
+}
+
+#[test]
+fn modules_declared_for_tests_are_tests() {
+    let mut sources = [
+        Source::new("src/a/mod.rs", "#[cfg(test)]\nmod fixture;\nmod real;"),
+        Source::new("src/a/fixture.rs", "fn f() {}"),
+        Source::new("src/a/real.rs", "fn f() {}"),
+    ];
+    mark_test_modules(&mut sources);
+    assert_eq!(sources.map(|source| source.is_test), [false, true, false]);
 }
