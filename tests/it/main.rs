@@ -16,6 +16,7 @@ mod images;
 mod imports;
 mod layers;
 mod locking;
+mod manual;
 #[cfg(feature = "testing")]
 mod model;
 mod nbd_peers;
