@@ -46,13 +46,18 @@ doc: ## the library's documentation
 setup: ## install what all of this needs (Debian packages, kernels, Python tools)
 	@kernel-tests/setup
 
-install: build ## binaries, systemd units and udev rules under PREFIX
+install: build ## binaries, manual pages, systemd unit and udev rule under PREFIX
 	install -D -m 755 $(TARGET_DIR)/release/liveblkd $(DESTDIR)$(PREFIX)/bin/liveblkd
 	install -D -m 755 $(TARGET_DIR)/release/liveblk $(DESTDIR)$(PREFIX)/bin/liveblk
-	@set -e; for unit in $(wildcard systemd/*.service systemd/*.socket systemd/*.target); do \
-	    install -D -m 644 -v $$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
+	@set -e; for unit in $(wildcard systemd/*.service); do \
+	    install -D -m 644 -v $$unit $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; \
+	    sed -i 's|/usr/local/bin|$(PREFIX)/bin|' $(DESTDIR)$(PREFIX)/lib/systemd/system/$${unit##*/}; done
 	@set -e; for rule in $(wildcard udev/*.rules); do \
-	    install -D -m 644 -v $$rule $(DESTDIR)$(PREFIX)/lib/udev/rules.d/$${rule##*/}; done
+	    install -D -m 644 -v $$rule $(DESTDIR)$(PREFIX)/lib/udev/rules.d/$${rule##*/}; \
+	    sed -i 's|/usr/local/bin|$(PREFIX)/bin|' $(DESTDIR)$(PREFIX)/lib/udev/rules.d/$${rule##*/}; done
+	install -D -m 644 systemd/modules-load.d/liveblk.conf $(DESTDIR)$(PREFIX)/lib/modules-load.d/liveblk.conf
+	@set -e; for page in $(wildcard docs/man/*.1); do \
+	    install -D -m 644 -v $$page $(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}; done
 
 clean: ## build results; kernels and tools in the cache stay
 	$(CARGO) clean
