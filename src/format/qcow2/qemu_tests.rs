@@ -4,8 +4,9 @@ use std::path::Path;
 use std::process::Command;
 
 use super::CacheSizes;
+use super::create::CreateOptions;
 use super::tests::{Image, change, geometry};
-use crate::block::{Extent, ExtentKind, Graph};
+use crate::block::{Extent, ExtentKind, Graph, TruncateOptions};
 use crate::error::ErrorKind;
 use crate::range::ByteRange;
 use crate::testing::{Random, SimulatedDisk, disk_of, for_each_seed, simulate};
@@ -137,6 +138,68 @@ fn compressed_images_are_overwritten_soundly() {
         run(directory, "qemu-img check -f qcow2 image");
         run(directory, "qemu-img compare -f raw -F qcow2 raw image");
     });
+}
+
+/// Refcount blocks of 64 clusters and a table for 2 MiB: both grow, in the file and by the L1 table,
+/// which needs more clusters than a block counts.
+#[test]
+fn tables_grow_beyond_what_they_can_count() {
+    let Some(directory) = workshop() else { return };
+    let directory = directory.path();
+    let bytes = simulate(1, async |handle| {
+        let options = CreateOptions {
+            cluster_size: 512,
+            refcount_bits: 64,
+            ..CreateOptions::new(8 << 20)
+        };
+        let image = Image::new(&handle, "i", options, None, CacheSizes::default()).await;
+        for piece in 0..128 {
+            let bytes = vec![piece as u8 + 1; 65536];
+            image.write(piece << 16, &bytes).await;
+        }
+        let exact = TruncateOptions {
+            exact: true,
+            zero_new: false,
+        };
+        image
+            .guest
+            .truncate(1 << 30, exact)
+            .await
+            .expect("no fault");
+        image.write((1 << 30) - 65536, &[200; 65536]).await;
+        for piece in 0..128 {
+            let read = image.read(piece << 16, 65536).await;
+            assert!(read == vec![piece as u8 + 1; 65536], "piece {piece}");
+        }
+        image.close().await;
+        image.assert_clean().await;
+        image.disk.to_bytes()
+    });
+    std::fs::write(directory.join("image"), bytes).expect("space");
+    run(directory, "qemu-img check -f qcow2 image");
+}
+
+#[test]
+fn the_first_write_clears_autoclear_bits_and_opening_does_not() {
+    let Some(directory) = workshop() else { return };
+    let directory = directory.path();
+    run(directory, "qemu-img create -f qcow2 image 1M");
+    run(directory, "qemu-img bitmap --add image b");
+    simulate(1, async |handle| {
+        let disk = load(&handle, &directory.join("image"));
+        let image = Image::open(&Graph::new(), "i", &disk, None, CacheSizes::default())
+            .await
+            .expect("QEMU's image");
+        image.read(0, 512).await;
+        image.guest.flush().await.expect("no fault");
+        assert_eq!(disk.to_bytes()[95], 1, "the bitmap is consistent");
+        image.write(0, &[1; 512]).await;
+        assert_eq!(disk.to_bytes()[95], 0, "the bitmap is not kept up to date");
+        image.close().await;
+        std::fs::write(directory.join("image"), disk.to_bytes()).expect("space");
+    });
+    let info = run(directory, "qemu-img info image");
+    assert!(info.contains("virtual size: 1 MiB"), "{info}");
 }
 
 /// QEMU was killed with lazy refcounts: mappings without refcounts, under the dirty mark.
