@@ -89,10 +89,7 @@ impl Qcow2 {
             drop(guard);
             let is_zero = match run.mapping {
                 Mapping::Zero | Mapping::ZeroAllocated(_) => true,
-                Mapping::Unallocated => {
-                    let size = self.backing().map_or(0, |backing| backing.node().size());
-                    run.range.start() >= size
-                }
+                Mapping::Unallocated => !self.shows_backing(run.range.start()),
                 _ => false,
             };
             if !is_zero {
@@ -112,7 +109,7 @@ impl Qcow2 {
             let first = self.geometry.guest_cluster(GuestOffset(start));
             let index = self.geometry.l1_index(first);
             let no_table = self.l1_entry(first).offset().is_none();
-            if no_table && self.is_fate_of_unallocated(fate) {
+            if no_table && self.is_fate_of_unallocated(fate, start) {
                 let table_end = (index as u64 + 1).saturating_mul(self.geometry.l2_coverage());
                 start = table_end.min(whole.end());
                 continue;
@@ -128,9 +125,15 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// Unallocated clusters are what they should be.
-    fn is_fate_of_unallocated(&self, fate: Fate) -> bool {
-        fate == Fate::Unallocated || self.backing().is_none()
+    /// Unallocated clusters from a guest offset on are what they should be.
+    fn is_fate_of_unallocated(&self, fate: Fate, start: u64) -> bool {
+        fate == Fate::Unallocated || !self.shows_backing(start)
+    }
+
+    /// Where this layer says nothing, the backing file has bytes from a guest offset on.
+    fn shows_backing(&self, start: u64) -> bool {
+        let size = self.backing().map_or(0, |backing| backing.node().size());
+        start < size
     }
 
     async fn set_fate_in_slice(&self, range: ByteRange, fate: Fate) -> Result<()> {
@@ -149,7 +152,8 @@ impl Qcow2 {
         });
         let mut changes = Vec::new();
         for (index, entry) in entries.into_iter().flatten().enumerate() {
-            let wanted = self.fate_of(entry, fate);
+            let cluster = GuestCluster(first.0 + index as u64);
+            let wanted = self.fate_of(cluster, entry, fate);
             if wanted != entry {
                 changes.push((index, entry, wanted));
             }
@@ -174,9 +178,11 @@ impl Qcow2 {
         Ok(())
     }
 
-    fn fate_of(&self, entry: L2Entry, fate: Fate) -> L2Entry {
+    /// The entry that a guest cluster's entry becomes.
+    fn fate_of(&self, cluster: GuestCluster, entry: L2Entry, fate: Fate) -> L2Entry {
         let mapping = entry.mapping(&self.geometry);
-        let reads_zero = mapping == Mapping::Unallocated && self.backing().is_none();
+        let start = self.geometry.guest_offset(cluster).0;
+        let reads_zero = mapping == Mapping::Unallocated && !self.shows_backing(start);
         match fate {
             Fate::Unallocated => L2Entry::UNALLOCATED,
             Fate::Zero | Fate::Discarded if reads_zero => entry,
