@@ -1,14 +1,12 @@
-//! The header: parsed into types, with every field within its bounds. Writing: `header_write`.
+//! The header: parsed into types, with every field within its bounds (`header_check`).
+//! Writing: `header_write`.
 
 use bitflags::bitflags;
 
 use crate::error::{Error, ErrorKind, Result};
 
-use super::extension::{self, Extension, FeatureName, Features};
-use super::layout::{
-    Geometry, HostOffset, MAX_CLUSTER_BITS, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES,
-    MIN_CLUSTER_BITS,
-};
+use super::extension::{self, Extension, FeatureName};
+use super::layout::{Geometry, HostOffset, MAX_CLUSTER_BITS, MIN_CLUSTER_BITS};
 
 /// Bytes of a version 2 header.
 pub const V2_LENGTH: usize = 72;
@@ -20,8 +18,6 @@ pub const V3_LENGTH: usize = 112;
 pub const MAX_BACKING_NAME: usize = 1023;
 /// Longest backing format name in bytes.
 pub const MAX_BACKING_FORMAT: usize = 15;
-/// Most internal snapshots that QEMU reads.
-const MAX_SNAPSHOTS: u32 = 65536;
 const MAGIC: u32 = 0x5146_49fb;
 
 bitflags! {
@@ -151,7 +147,7 @@ pub(super) fn invalid(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidImage, message)
 }
 
-fn unsupported(message: impl Into<String>) -> Error {
+pub(super) fn unsupported(message: impl Into<String>) -> Error {
     Error::new(ErrorKind::Unsupported, message)
 }
 
@@ -184,7 +180,8 @@ impl Header {
         header.feature_names = extensions.feature_names;
         header.extensions = extensions.others;
         header.check_features()?;
-        header.check_compression(&fields, header_length)?;
+        let has_type = header_length > V3_MIN_LENGTH;
+        header.check_compression(if has_type { cluster[V3_MIN_LENGTH] } else { 0 })?;
         header.check_tables()?;
         header.backing =
             backing_name(cluster, &fields, cluster_bits)?.map(|file| BackingReference {
@@ -198,110 +195,6 @@ impl Header {
     /// Lazy refcounts are allowed.
     pub fn has_lazy_refcounts(&self) -> bool {
         self.compatible.contains(Compatible::LAZY_REFCOUNTS)
-    }
-
-    fn check_features(&self) -> Result<()> {
-        let known = Incompatible::DIRTY
-            | Incompatible::CORRUPT
-            | Incompatible::DATA_FILE
-            | Incompatible::COMPRESSION
-            | Incompatible::EXTENDED_L2;
-        let unknown = self.incompatible.bits() & !known.bits();
-        if unknown != 0 {
-            return Err(unsupported_features(&self.feature_names, unknown));
-        }
-        if self.geometry.refcount_order > 6 {
-            let message = "Reference count entry width too large; may not exceed 64 bits";
-            return Err(invalid(message));
-        }
-        match self.encryption {
-            0 => {}
-            1 => {
-                return Err(unsupported(
-                    "AES-CBC encrypted qcow2 images are not supported",
-                ));
-            }
-            2 => return Err(unsupported("LUKS encrypted qcow2 images are not supported")),
-            other => {
-                return Err(unsupported(format!(
-                    "Unsupported encryption method {other}"
-                )));
-            }
-        }
-        for feature in [Incompatible::DATA_FILE, Incompatible::EXTENDED_L2] {
-            if self.incompatible.contains(feature) {
-                return Err(unsupported_features(&self.feature_names, feature.bits()));
-            }
-        }
-        Ok(())
-    }
-
-    /// The type and its feature bit say the same.
-    fn check_compression(&mut self, fields: &Fields, header_length: usize) -> Result<()> {
-        let number = match header_length > V3_MIN_LENGTH {
-            true => fields.0[V3_MIN_LENGTH],
-            false => 0,
-        };
-        self.compression = match number {
-            0 => CompressionType::Deflate,
-            1 => CompressionType::Zstd,
-            other => {
-                let message = format!("qcow2: unknown compression type: {other}");
-                return Err(unsupported(message));
-            }
-        };
-        let flagged = self.incompatible.contains(Incompatible::COMPRESSION);
-        match (self.compression, flagged) {
-            (CompressionType::Deflate, true) => Err(invalid(
-                "qcow2: Compression type incompatible feature bit must not be set",
-            )),
-            (CompressionType::Zstd, false) => Err(invalid(
-                "qcow2: Compression type incompatible feature bit must be set",
-            )),
-            _ => Ok(()),
-        }
-    }
-
-    /// Tables within what an image may have; whether they are inside the file is for who knows it.
-    fn check_tables(&self) -> Result<()> {
-        let table_bytes = u64::from(self.refcount_table_clusters) << self.geometry.cluster_bits;
-        self.check_table(
-            "Reference count table",
-            self.refcount_table_offset,
-            table_bytes,
-            MAX_REFCOUNT_TABLE_BYTES,
-        )?;
-        if self.refcount_table_clusters == 0 {
-            return Err(invalid("Image does not contain a reference count table"));
-        }
-        if self.snapshots > MAX_SNAPSHOTS {
-            return Err(invalid("Snapshot table too large"));
-        }
-        self.check_table("Snapshot table", self.snapshots_offset, 0, u64::MAX)?;
-        let l1_bytes = u64::from(self.l1_entries) * 8;
-        self.check_table("Active L1 table", self.l1_offset, l1_bytes, MAX_L1_BYTES)?;
-        let needed = self.geometry.l1_entries_for(self.size);
-        if self.size > i64::MAX as u64 || needed > i32::MAX as u64 {
-            return Err(invalid("Image is too big"));
-        }
-        if u64::from(self.l1_entries) < needed {
-            return Err(invalid("L1 table is too small"));
-        }
-        if self.l1_entries > 0 && self.l1_offset.0 == 0 {
-            return Err(invalid("Active L1 table offset invalid"));
-        }
-        Ok(())
-    }
-
-    fn check_table(&self, what: &str, offset: HostOffset, bytes: u64, most: u64) -> Result<()> {
-        if bytes > most {
-            return Err(invalid(format!("{what} too large")));
-        }
-        let beyond = (i64::MAX as u64 - bytes) < offset.0;
-        if beyond || self.geometry.in_cluster(offset.0) != 0 {
-            return Err(invalid(format!("{what} offset invalid")));
-        }
-        Ok(())
     }
 }
 
@@ -404,22 +297,6 @@ fn backing_name(cluster: &[u8], fields: &Fields, cluster_bits: u32) -> Result<Op
         Ok(name) => Ok(Some(name.to_owned())),
         Err(_) => Err(invalid("Backing file name is not valid UTF-8")),
     }
-}
-
-fn unsupported_features(names: &[FeatureName], mask: u64) -> Error {
-    let mut left = mask;
-    let mut list: Vec<String> = Vec::new();
-    for feature in names {
-        let bit = 1u64.checked_shl(u32::from(feature.bit)).unwrap_or(0);
-        if feature.kind == Features::Incompatible && left & bit != 0 {
-            list.push(feature.name.clone());
-            left &= !bit;
-        }
-    }
-    if left != 0 {
-        list.push(format!("Unknown incompatible feature: {left:x}"));
-    }
-    unsupported(format!("Unsupported qcow2 feature(s): {}", list.join(", ")))
 }
 
 #[cfg(test)]
