@@ -61,7 +61,8 @@ pub enum Parent {
     },
 }
 
-/// An edge of the block graph.
+/// An edge of the block graph. Whoever it is for owns it, and gives it back by
+/// [`Graph::detach`](super::Graph::detach).
 ///
 /// Requests over a root edge wait at its gate while a drained section holds it. Their futures must be
 /// run to the end: a dropped one does not stop its I/O, but is no longer counted.

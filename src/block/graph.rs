@@ -105,14 +105,14 @@ impl Graph {
         permissions: Permissions,
     ) -> Result<Rc<Child>> {
         let edge = Rc::new(Child::new(role, parent, node.clone(), permissions));
-        node.parents.borrow_mut().push(edge.clone());
+        node.add_parent(&edge);
         match PermissionUpdate::prepare(std::slice::from_ref(node)) {
             Ok(update) => {
                 update.commit();
                 Ok(edge)
             }
             Err(error) => {
-                remove_edge(&node.parents, &edge);
+                node.remove_parent(&edge);
                 Err(error)
             }
         }
@@ -186,7 +186,7 @@ impl Graph {
     ) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> {
         Box::pin(async move {
             let node = edge.node();
-            remove_edge(&node.parents, edge);
+            node.remove_parent(edge);
             if let Some(parent) = edge.parent_node() {
                 remove_edge(&parent.children, edge);
             }
@@ -206,7 +206,7 @@ impl Graph {
     /// # Errors
     /// The first that closing says; everything is closed all the same.
     pub async fn release(&self, node: &Rc<Node>) -> Result<()> {
-        if node.is_monitor_owned() || !node.parents.borrow().is_empty() {
+        if node.is_monitor_owned() || !node.parents().is_empty() {
             return Ok(());
         }
         if !self.forget(node) {
@@ -284,7 +284,7 @@ impl Graph {
                 let node = edge.node();
                 parent.driver().set_backing(None)?;
                 remove_edge(&parent.children, &edge);
-                remove_edge(&node.parents, &edge);
+                node.remove_parent(&edge);
                 PermissionUpdate::prepare(&[node]).map(PermissionUpdate::commit)
             }
             (None, Some(backing)) => {
@@ -309,7 +309,7 @@ impl Graph {
             .child_permissions(Role::Backing, parent.users(), writable);
         let edge = self.attach_for(parent.name(), Role::Backing, backing, wanted)?;
         if let Err(error) = parent.driver().set_backing(Some(edge.clone())) {
-            remove_edge(&backing.parents, &edge);
+            backing.remove_parent(&edge);
             PermissionUpdate::prepare(std::slice::from_ref(backing))?.commit();
             return Err(error);
         }
@@ -352,9 +352,9 @@ fn cycle(edge: &Rc<Child>, new: &Rc<Node>) -> Error {
 }
 
 fn move_edge(edge: &Rc<Child>, node: &Rc<Node>) {
-    remove_edge(&edge.node().parents, edge);
+    edge.node().remove_parent(edge);
     edge.set_node(node.clone());
-    node.parents.borrow_mut().push(edge.clone());
+    node.add_parent(edge);
 }
 
 fn remove_edge(edges: &RefCell<Vec<Rc<Child>>>, edge: &Rc<Child>) {

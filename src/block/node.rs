@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::fmt;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use crate::error::{Error, Result};
 
@@ -77,7 +77,8 @@ pub struct Node {
     options: Cell<NodeOptions>,
     file_name: RefCell<String>,
     opened_with: RefCell<Option<Rc<dyn Any>>>,
-    pub(super) parents: RefCell<Vec<Rc<Child>>>,
+    /// Edges to this node. Their users own them: a strong count here would close a cycle.
+    parents: RefCell<Vec<Weak<Child>>>,
     pub(super) children: RefCell<Vec<Rc<Child>>>,
     pub(super) monitor_owned: Cell<bool>,
     pub(super) statistics: Cell<NodeStatistics>,
@@ -160,7 +161,20 @@ impl Node {
 
     /// Edges to this node, newest first.
     pub fn parents(&self) -> Vec<Rc<Child>> {
-        self.parents.borrow().iter().rev().cloned().collect()
+        let parents = self.parents.borrow();
+        parents.iter().rev().filter_map(Weak::upgrade).collect()
+    }
+
+    /// An edge leads here from now on.
+    pub(super) fn add_parent(&self, edge: &Rc<Child>) {
+        self.parents.borrow_mut().push(Rc::downgrade(edge));
+    }
+
+    /// An edge leads here no more.
+    pub(super) fn remove_parent(&self, edge: &Rc<Child>) {
+        let gone = Rc::as_ptr(edge);
+        let mut parents = self.parents.borrow_mut();
+        parents.retain(|other| other.as_ptr() != gone);
     }
 
     /// Edges from this node.
@@ -194,8 +208,7 @@ impl Node {
 
     /// What all users of the node need and share together.
     pub fn users(&self) -> Permissions {
-        let parents = self.parents.borrow();
-        parents
+        self.parents()
             .iter()
             .fold(Permissions::NONE, |all, edge| all.and(edge.permissions()))
     }

@@ -481,3 +481,22 @@ fn nodes_without_users_are_closed_down_the_chain() {
         assert!(graph.nodes().is_empty());
     });
 }
+
+#[test]
+fn a_graph_that_is_dropped_frees_its_nodes() {
+    let state = run(async |handle| {
+        let graph = Graph::new();
+        let (base, blocks) = add(&graph, &handle, "base", NodeOptions::default());
+        let (top, _) = add(&graph, &handle, "top", NodeOptions::default());
+        let section = graph
+            .drain(&[base.clone(), top.clone()])
+            .await
+            .expect("drained");
+        graph
+            .set_backing(&section, &top, Some(&base))
+            .expect("top over base");
+        let _edge = graph.attach_root("test", &top, writer()).expect("a user");
+        Rc::downgrade(&blocks.state)
+    });
+    assert_eq!(state.strong_count(), 0);
+}
