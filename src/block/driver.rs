@@ -141,11 +141,10 @@ pub trait Driver: Any {
     /// Sets the size in bytes.
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
         let _ = (size, options);
-        let name = self.driver_name();
         Box::pin(async move {
             Err(Error::new(
                 ErrorKind::Unsupported,
-                format!("Image format driver '{name}' does not support resize"),
+                "Image format driver does not support resize",
             ))
         })
     }
