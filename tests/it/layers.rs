@@ -36,7 +36,11 @@ const LAYERS: &[Layer] = &[
         &["runtime", "testing"],
     ),
     layer("protocol", &["block", "runtime", "nbd"], &["testing"]),
-    layer("format", &["block"], &["runtime", "protocol", "testing"]),
+    layer(
+        "format",
+        &["block", "runtime::sync"],
+        &["runtime", "protocol", "testing"],
+    ),
     layer(
         "filter",
         &["block"],
