@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::rc::Rc;
 
-use super::fixture::*;
+use super::fixture_tests::*;
 use super::*;
 use crate::block::{Child, DiscardMode, Node, Permission, Permissions, Role, WriteFlags};
 use crate::buffer::MemorySlice;

@@ -138,6 +138,6 @@ impl Blockdev {
 #[cfg(test)]
 mod change_tests;
 #[cfg(test)]
-mod fixture;
+mod fixture_tests;
 #[cfg(test)]
 mod tests;

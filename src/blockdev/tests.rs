@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::fixture::*;
+use super::fixture_tests::*;
 use super::*;
 
 #[test]
