@@ -94,7 +94,7 @@ impl File {
         };
         let mut count = self.discards.get();
         if result.is_ok() {
-            self.unsynced.set(true);
+            self.count_change();
             count.succeeded += 1;
             count.bytes += range.length();
         } else {

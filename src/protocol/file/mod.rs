@@ -109,8 +109,9 @@ pub struct File {
     block_size: u32,
     /// Bytes up to the end of the file, as far as this node knows.
     length: Cell<u64>,
-    /// Something was changed since the last flush began.
-    unsynced: Cell<bool>,
+    /// Changes so far, and how many of them a flush has made durable.
+    changes: Cell<u64>,
+    synced_changes: Cell<u64>,
     lost_writes: Cell<Option<Errno>>,
     zero_range: Cell<bool>,
     discards: Cell<DiscardStatistics>,
@@ -158,10 +159,14 @@ impl File {
 
     /// Bytes up to `end` were written or zeroed.
     fn written_to(&self, end: u64) {
-        self.unsynced.set(true);
+        self.count_change();
         if self.device == DeviceKind::File && end > self.length.get() {
             self.length.set(end);
         }
+    }
+
+    fn count_change(&self) {
+        self.changes.set(self.changes.get() + 1);
     }
 
     async fn sync(&self) -> Result<()> {
@@ -169,16 +174,16 @@ impl File {
             let message = format!("an earlier flush of '{}' failed", self.filename);
             return Err(Error::sys(errno, message));
         }
-        if self.no_flush.get() || !self.unsynced.replace(false) {
+        let changes = self.changes.get();
+        if self.no_flush.get() || changes == self.synced_changes.get() {
             return Ok(());
         }
         let file = self.descriptor().ring_file();
         let result = self.handle.ring().fsync(&file, FsyncKind::Data).await;
-        if let Err(error) = &result {
-            self.unsynced.set(true);
-            if !self.direct.get() {
-                self.lost_writes.set(Some(error.errno()));
-            }
+        match &result {
+            Ok(()) => self.synced_changes.set(changes),
+            Err(error) if !self.direct.get() => self.lost_writes.set(Some(error.errno())),
+            Err(_) => {}
         }
         result.map_err(|error| error.context(format!("flush of '{}'", self.filename)))
     }
@@ -195,7 +200,7 @@ impl File {
             .await
             .map_err(|errno| Error::sys(errno, "Failed to resize the file"))?;
         self.length.set(size);
-        self.unsynced.set(true);
+        self.count_change();
         Ok(())
     }
 

@@ -24,23 +24,24 @@ impl File {
         self.read_rest(offset, payload, done).await
     }
 
-    async fn read_rest(&self, offset: u64, payload: Payload, done: usize) -> Result<()> {
-        let mut done = done;
-        let mut progress = done;
+    /// Goes on after a short read, until the end of the file or of the payload.
+    async fn read_rest(&self, offset: u64, payload: Payload, first: usize) -> Result<()> {
+        let (mut from, mut done) = (0, first);
         while done < payload.length() {
-            let ended = progress == 0 || offset + done as u64 >= self.length.get();
-            if ended {
+            let next = self.resume_at(done);
+            // No block was read since the last time: the file ends here, whatever its size was before.
+            if next <= from || offset + done as u64 >= self.length.get() {
                 return payload.slice(done, payload.length() - done).fill_zero();
             }
-            done = self.resume_at(done);
-            let rest = payload.slice(done, payload.length() - done);
-            let at = offset + done as u64;
+            from = next;
+            let rest = payload.slice(from, payload.length() - from);
+            let at = offset + from as u64;
             let file = self.descriptor().ring_file();
             let read = self.handle.ring().read_at(&file, at, rest);
-            progress = read
-                .await
-                .map_err(|error| self.describe("read", at, error))?;
-            done += progress;
+            done = from
+                + read
+                    .await
+                    .map_err(|error| self.describe("read", at, error))?;
         }
         Ok(())
     }
@@ -68,10 +69,12 @@ impl File {
             };
             let file = self.descriptor().ring_file();
             let write = self.handle.ring().write_at(&file, at, rest, how);
-            let written = write
-                .await
-                .map_err(|error| self.describe("write", at, error))?;
-            if written == 0 {
+            let written = write.await;
+            // Also a failed write may have written something.
+            self.count_change();
+            let written = written.map_err(|error| self.describe("write", at, error))?;
+            let end = self.resume_at(done + written);
+            if end <= done && done + written < length {
                 let error = Error::from(Errno::ENOSPC);
                 return Err(self.describe("write", at, error));
             }
@@ -80,7 +83,7 @@ impl File {
             if done >= length {
                 return Ok(());
             }
-            done = self.resume_at(done);
+            done = end;
         }
     }
 
