@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use liveblk::runtime::{Handle, Runtime};
 use liveblk::testing::{
-    DiskOperation, DiskOptions, Fault, Model, Power, Random, VolatileStore, Workload,
+    DiskOperation, DiskOptions, Fault, Model, Power, Random, Request, VolatileStore, Workload,
     WorkloadOptions, for_each_seed, simulate,
 };
 use nix::errno::Errno;
@@ -50,6 +50,33 @@ impl Plan {
             rounds: 2 + random.below(4),
             geometry,
         }
+    }
+}
+
+impl Plan {
+    /// Small clusters that come and go, through caches that overflow all the time: clusters are used
+    /// again soon, and refcount blocks are added often.
+    fn churn(seed: u64) -> Plan {
+        let mut plan = Plan::draw(seed);
+        plan.geometry = Geometry {
+            version: 3,
+            cluster_bits: 9 + (seed % 2) as u32,
+            refcount_bits: if seed.is_multiple_of(3) { 16 } else { 64 },
+            lazy_refcounts: false,
+            tiny_caches: true,
+            pass_discard: seed.is_multiple_of(4),
+        };
+        plan.size = 1 << 20;
+        plan.rounds = 5;
+        plan.workload.longest = 32 << 10;
+        plan.workload.mix = vec![
+            (Request::Read, 2),
+            (Request::Write, 40),
+            (Request::ZeroUnmap, 15),
+            (Request::Discard, 30),
+            (Request::Flush, 2),
+        ];
+        plan
     }
 }
 
@@ -202,6 +229,16 @@ fn flushed_data_survives_a_crash_anywhere() {
     for_each_seed("flushed_data_survives_a_crash_anywhere", 15, |seed| {
         let plan = Plan::draw(seed);
         if let Err(wrong) = crash_sweep(&plan, 20) {
+            panic!("{wrong}\n{plan:?}");
+        }
+    });
+}
+
+#[test]
+fn clusters_used_again_survive_a_crash_anywhere() {
+    for_each_seed("clusters_used_again_survive", 8, |seed| {
+        let plan = Plan::churn(seed);
+        if let Err(wrong) = crash_sweep(&plan, 60) {
             panic!("{wrong}\n{plan:?}");
         }
     });
