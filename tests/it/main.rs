@@ -29,6 +29,7 @@ mod qmp_command_line;
 mod qmp_daemon;
 mod qmp_monitor;
 mod qmp_replay;
+mod service;
 #[cfg(feature = "testing")]
 mod snapshot;
 mod source;
