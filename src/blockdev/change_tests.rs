@@ -122,7 +122,8 @@ fn failed_snapshots_leave_no_trace() {
             answer
         };
         let in_dir = |name: &str| format!("{dir}/{name}");
-        let cases: [(&dyn Fn(&mut SnapshotSync), &str); 10] = [
+        type Change<'a> = &'a dyn Fn(&mut SnapshotSync);
+        let cases: [(Change<'_>, &str); 10] = [
             (
                 &|r| r.snapshot_node_name = None,
                 "New overlay node-name missing",

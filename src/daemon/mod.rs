@@ -167,7 +167,8 @@ impl Daemon {
             Ok(signals) => signals,
             Err(error) => return self.face.fail(error.message()),
         };
-        let code = match race(self.start(&items), signals.wait()).await {
+
+        match race(self.start(&items), signals.wait()).await {
             First::Left(Ok(Started::Ready(pid_file))) => {
                 race(self.context.wait_for_quit(), signals.wait()).await;
                 self.stop(pid_file).await
@@ -178,8 +179,7 @@ impl Daemon {
                 self.face.fail(&text)
             }
             First::Right(()) => self.stop(None).await,
-        };
-        code
+        }
     }
 
     /// Carries out the options.

@@ -137,7 +137,7 @@ impl Driver for Raw {
     fn limits(&self) -> Limits {
         let below = self.file.borrow().node().driver().limits();
         let offset = self.options.get().offset;
-        let aligned = offset % u64::from(below.request_alignment) == 0;
+        let aligned = offset.is_multiple_of(u64::from(below.request_alignment));
         Limits {
             // The edge below pads what an odd offset makes unaligned.
             request_alignment: if aligned { below.request_alignment } else { 1 },

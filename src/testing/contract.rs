@@ -74,7 +74,7 @@ impl Contract {
         &self.subject.content[range.start() as usize..range.end() as usize]
     }
 
-    fn expect<T>(&self, what: &str, outcome: crate::error::Result<T>) -> T {
+    fn must<T>(&self, what: &str, outcome: crate::error::Result<T>) -> T {
         match outcome {
             Ok(value) => value,
             Err(error) => panic!("{}: {what} failed: {error}", self.subject.name),
@@ -123,7 +123,7 @@ impl Contract {
             outcome = self.guest().read(range.start(), payload).await;
             buffer.to_vec()
         };
-        self.expect(&format!("read of {range}"), outcome);
+        self.must(&format!("read of {range}"), outcome);
         let expected = self.content(range);
         let wrong = found.iter().zip(expected).position(|(one, two)| one != two);
         self.assert(wrong.is_none(), || {
@@ -162,12 +162,12 @@ impl Contract {
         for offset in [0, self.size() / 2, self.size()] {
             let none = MemorySlice::zeroed(0);
             let range = ByteRange::between(offset, offset);
-            self.expect("empty read", guest.read(offset, none.clone().into()).await);
+            self.must("empty read", guest.read(offset, none.clone().into()).await);
             let write = guest.write(offset, none.into(), WriteFlags::FUA);
-            self.expect("empty write", write.await);
+            self.must("empty write", write.await);
             let zeroes = guest.write_zeroes(range, ZeroFlags::MAY_UNMAP);
-            self.expect("empty write-zeroes", zeroes.await);
-            self.expect("empty discard", guest.discard(range).await);
+            self.must("empty write-zeroes", zeroes.await);
+            self.must("empty discard", guest.discard(range).await);
         }
     }
 
@@ -223,7 +223,7 @@ impl Contract {
             buffer.into()
         };
         let outcome = self.guest().write(range.start(), payload, flags).await;
-        self.expect(&format!("write of {range}"), outcome);
+        self.must(&format!("write of {range}"), outcome);
         self.put(&range, &bytes);
         self.read(&range).await;
         self.allocated(&range).await;
@@ -235,7 +235,7 @@ impl Contract {
             return;
         }
         let extent = self.guest().block_status(*range).await;
-        let extent = self.expect("block status", extent);
+        let extent = self.must("block status", extent);
         let is_data = matches!(extent.kind, ExtentKind::Data { .. });
         self.assert(is_data, || format!("{range} was written: {extent:?}"));
     }
@@ -255,7 +255,7 @@ impl Contract {
             self.settle_hint(&range).await;
             return;
         }
-        self.expect(&format!("write-zeroes of {range}"), outcome);
+        self.must(&format!("write-zeroes of {range}"), outcome);
         self.put(&range, &vec![0; range.length() as usize]);
         self.read(&range).await;
     }
@@ -263,7 +263,7 @@ impl Contract {
     async fn discard(&mut self) {
         let range = self.range();
         let outcome = self.guest().discard(range).await;
-        self.expect(&format!("discard of {range}"), outcome);
+        self.must(&format!("discard of {range}"), outcome);
         self.settle_hint(&range).await;
     }
 
@@ -272,7 +272,7 @@ impl Contract {
         let buffer = MemorySlice::zeroed(range.length() as usize);
         let payload = buffer.clone().into();
         let outcome = self.guest().read(range.start(), payload).await;
-        self.expect("read after a hint", outcome);
+        self.must("read after a hint", outcome);
         let found = buffer.to_vec();
         let before = self.content(range).to_vec();
         let fine = |(now, before): (&u8, &u8)| now == before || *now == 0;
@@ -286,7 +286,7 @@ impl Contract {
 
     async fn flush(&mut self) {
         let outcome = self.guest().flush().await;
-        self.expect("flush", outcome);
+        self.must("flush", outcome);
     }
 
     /// Extents cover the disk; what is said to be zeroes is.
@@ -295,7 +295,7 @@ impl Contract {
         let mut offset = 0;
         while offset < self.size() {
             let rest = ByteRange::between(offset, self.size());
-            let extent = self.expect("block status", guest.block_status(rest).await);
+            let extent = self.must("block status", guest.block_status(rest).await);
             let range = ByteRange::between(offset, offset + extent.length);
             if matches!(extent.kind, ExtentKind::Zero { .. }) {
                 let zero = self.content(&range).iter().all(|byte| *byte == 0);
@@ -317,7 +317,7 @@ impl Contract {
             let most = (self.size() * 2).max(step * 4);
             let size = self.random.below(most / step + 1) * step;
             let outcome = self.guest().truncate(size, options).await;
-            self.expect(&format!("resize to {size:#x}"), outcome);
+            self.must(&format!("resize to {size:#x}"), outcome);
             self.subject.content.resize(size as usize, 0);
             self.reads().await;
             self.write(false).await;

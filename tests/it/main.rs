@@ -1,5 +1,8 @@
 //! The one integration test binary: a module per topic.
 
+// Clippy takes functions beside the tests of an integration binary for shipped code.
+#![allow(clippy::unwrap_used)]
+
 mod blockdev;
 #[cfg(feature = "testing")]
 mod chain;

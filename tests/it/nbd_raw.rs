@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use liveblk::block::NodeOptions;
@@ -99,7 +99,7 @@ impl RawClient {
     }
 
     /// The server has closed the connection.
-    fn is_closed(mut self) -> bool {
+    fn ends_closed(mut self) -> bool {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
             Ok(_) => true,
@@ -140,7 +140,7 @@ fn requests_fail_with_the_protocols_errors_and_the_connection_lives_on() {
             assert_eq!(client.write(0, b"x"), ENOSPC);
             assert_eq!(client.ask(0, FLUSH, 0, 0), 0);
             client.send(0, DISCONNECT, 0, 0, 0);
-            assert!(client.is_closed());
+            assert!(client.ends_closed());
         });
         done.await;
         assert_eq!(memory(&node).flushes.get(), 1);
@@ -192,7 +192,7 @@ fn removal_spares_clients_unless_it_is_hard() {
             })
             .await;
         site.exports.remove("n", RemoveMode::Hard).await.unwrap();
-        assert!(site.outside(move || client.is_closed()).await);
+        assert!(site.outside(move || client.ends_closed()).await);
         while site.deleted.borrow().is_empty() {
             site.handle.yield_now().await;
         }
@@ -207,7 +207,7 @@ fn removal_spares_clients_unless_it_is_hard() {
         let gone = site.outside(move || {
             let mut client = RawClient::connect(&socket);
             client.send_option(1, b"n");
-            client.is_closed()
+            client.ends_closed()
         });
         assert!(gone.await);
     });
@@ -232,7 +232,7 @@ fn stop_disconnects_clients_and_announces_exports_newest_first() {
         site.service.stop().await.unwrap();
         assert_eq!(*site.deleted.borrow(), ["c", "b", "a"]);
         assert!(
-            site.outside(move || client.is_closed() && shaking.is_closed())
+            site.outside(move || client.ends_closed() && shaking.ends_closed())
                 .await
         );
     });
@@ -246,7 +246,7 @@ fn a_request_in_a_drained_section_waits_and_then_reaches_the_new_node() {
         site.export(&old, true);
         let socket = site.socket();
         let mut client = site.outside(move || RawClient::enter(&socket, "old")).await;
-        let drained = site.graph.drain(&[old.clone()]).await.unwrap();
+        let drained = site.graph.drain(std::slice::from_ref(&old)).await.unwrap();
         let asked = site
             .handle
             .spawn(site.handle.blocking(move || client.write(0, b"late")));
@@ -298,7 +298,7 @@ fn a_slow_handshake_is_ended() {
             site.export(&node, true);
             let socket = site.socket();
             site.outside(move || {
-                assert!(RawClient::connect(&socket).is_closed());
+                assert!(RawClient::connect(&socket).ends_closed());
                 // A handshake that was ended in time has no limit after it.
                 let mut client = RawClient::enter(&socket, "n");
                 std::thread::sleep(Duration::from_millis(250));
@@ -321,12 +321,12 @@ fn hostile_clients_are_thrown_out_and_others_do_not_notice() {
                 let mut stream = UnixStream::connect(&socket).unwrap();
                 // The server may close before it has read everything.
                 let _ = stream.write_all(&garbage);
-                assert!(RawClient(stream).is_closed());
+                assert!(RawClient(stream).ends_closed());
             }
             for garbage in hostile_requests() {
                 let mut client = RawClient::enter(&socket, "n");
                 let _ = client.0.write_all(&garbage);
-                assert!(client.is_closed());
+                assert!(client.ends_closed());
             }
             unread_replies(&socket);
             assert_eq!(good.write(0, b"fine"), 0);
@@ -366,7 +366,7 @@ fn hostile_requests() -> Vec<Vec<u8>> {
 }
 
 /// A client that asks for much, reads nothing, and goes.
-fn unread_replies(socket: &PathBuf) {
+fn unread_replies(socket: &Path) {
     let mut client = RawClient::enter(socket, "n");
     client
         .0

@@ -111,8 +111,9 @@ fn an_entry_over_metadata_is_reported_and_the_image_marked() {
             nix::errno::Errno::EIO
         );
         image.read(65536, 512).await;
-        let [BlockEvent::ImageCorrupted { fatal, message, .. }] = &events.borrow()[..] else {
-            panic!("one event: {:?}", events.borrow());
+        let events = events.take();
+        let [BlockEvent::ImageCorrupted { fatal, message, .. }] = &events[..] else {
+            panic!("one event: {events:?}");
         };
         assert!(*fatal && message.starts_with("Preventing invalid write on metadata"));
         assert_eq!(disk.to_bytes()[79] & 2, 2, "the corrupt mark");

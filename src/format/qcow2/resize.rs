@@ -13,7 +13,7 @@ impl Qcow2 {
     /// show, nor does what a shorter disk left in its last cluster.
     pub(super) async fn resize(&self, size: u64) -> Result<()> {
         self.prepare_write().await?;
-        if size % 512 != 0 {
+        if !size.is_multiple_of(512) {
             let message = "The new size must be a multiple of 512";
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }

@@ -121,7 +121,8 @@ fn base64(text: &[u8]) -> Option<Vec<u8>> {
         .position(|byte| *byte == b'=')
         .unwrap_or(text.len());
     let padding = text.len() - end;
-    if text.len() % 4 != 0 || padding > 2 || text[end..].iter().any(|byte| *byte != b'=') {
+    if !text.len().is_multiple_of(4) || padding > 2 || text[end..].iter().any(|byte| *byte != b'=')
+    {
         return None;
     }
     let mut bytes = Vec::new();
