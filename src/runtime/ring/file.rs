@@ -70,8 +70,10 @@ pub(super) struct FileSlots {
 }
 
 impl FileSlots {
-    /// Registers a sparse table; one without slots where the kernel refuses.
+    /// Registers a sparse table; one without slots where the kernel refuses, or would keep a file
+    /// open whose slot was released.
     pub(super) fn register(uring: &IoUring, wanted: u32) -> FileSlots {
+        let wanted = if releases_files_at_once() { wanted } else { 0 };
         let registered = wanted > 0 && uring.submitter().register_files_sparse(wanted).is_ok();
         let free = if registered {
             (0..wanted).rev().collect()
@@ -100,5 +102,20 @@ impl FileSlots {
             Ok(_) => self.free.borrow_mut().push(slot),
             Err(error) => tracing::warn!(%error, slot, "file slot not released"),
         }
+    }
+}
+
+/// Before Linux 6.13 a released slot keeps its file until every operation has ended that was begun
+/// with any registered file before: one that waits for a client pins a ublk device that is to be
+/// deleted, for ever.
+fn releases_files_at_once() -> bool {
+    let Ok(kernel) = nix::sys::utsname::uname() else {
+        return false;
+    };
+    let release = kernel.release().to_string_lossy();
+    let mut numbers = release.split(['.', '-', '+']).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (6, 13),
+        _ => false,
     }
 }
