@@ -36,4 +36,4 @@ pub use limits::Limits;
 pub use node::{DetectZeroes, DiscardMode, Node, NodeOptions, NodeStatistics};
 pub use permission::{Permission, Permissions};
 pub use range_lock::{LockMode, RangeGuard, RangeLock};
-pub use status::{Extent, ExtentKind, status_above};
+pub use status::{ChainStatus, Extent, ExtentKind, status_above};

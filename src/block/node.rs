@@ -196,6 +196,16 @@ impl Node {
         self.child(Role::Backing).map(|child| child.node())
     }
 
+    /// The next node down its chain: the child of a filter, the backing file of any other.
+    pub fn below(&self) -> Option<Rc<Node>> {
+        let backing = self.backing();
+        if !self.driver.is_filter() {
+            return backing;
+        }
+        let file = self.child(Role::File).map(|child| child.node());
+        file.or(backing)
+    }
+
     /// Created by `blockdev-add`, and there until `blockdev-del`.
     pub fn is_monitor_owned(&self) -> bool {
         self.monitor_owned.get()

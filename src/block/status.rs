@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::error::Result;
 use crate::range::ByteRange;
 
-use super::{Child, Node, Role};
+use super::{Child, Node};
 
 /// What an extent is in the layer that was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,43 +67,72 @@ impl Extent {
     }
 }
 
+/// What a range is, seen through a node and the layers below it.
+pub struct ChainStatus {
+    /// The start of the range.
+    pub extent: Extent,
+    /// Number of the layer that decides: 1 is the top one; 0: none does. Filters are no layers.
+    pub depth: usize,
+    /// The node that decides.
+    pub node: Option<Rc<Node>>,
+    /// A filter lies between the top and the node that decides, or is the top itself.
+    pub filtered: bool,
+}
+
 impl Child {
-    /// The status of the start of the range seen through the node below and its backing chain, with
-    /// the depth of the layer that decides; see [`status_above`].
+    /// The status of the start of the range seen through the node below and its backing chain, not
+    /// including `base`; see [`status_above`].
     ///
     /// # Errors
     /// Outside the node `EIO`; else what a driver says.
-    pub async fn status_through(&self, range: ByteRange) -> Result<(Extent, usize)> {
+    pub async fn status_through(
+        &self,
+        range: ByteRange,
+        base: Option<&Rc<Node>>,
+    ) -> Result<ChainStatus> {
         let _passage = self.enter().await;
         let node = self.node();
         self.check_inside(&node, range.start(), range.length())?;
-        status_above(&node, None, range).await
+        status_above(&node, base, range).await
     }
 }
 
 /// The status of the start of `range` seen through `top` and the layers below it, not including
-/// `base`; with the depth of the layer that decides (1: `top` itself, 0: none does).
+/// `base`. Filters are looked through.
 pub async fn status_above(
     top: &Rc<Node>,
     base: Option<&Rc<Node>>,
     range: ByteRange,
-) -> Result<(Extent, usize)> {
-    let mut node = top.clone();
-    let mut range = range;
-    let mut depth = 1;
-    loop {
-        let extent = status_within(&node, range).await?;
-        if extent.is_allocated() {
-            return Ok((extent, depth));
-        }
-        range = ByteRange::between(range.start(), range.start() + extent.length);
-        let below = node.child(Role::Backing).map(|child| child.node());
-        match below {
-            Some(below) if !base.is_some_and(|base| Rc::ptr_eq(base, &below)) => node = below,
-            _ => return Ok((extent, 0)),
+) -> Result<ChainStatus> {
+    let is_base = |node: &Rc<Node>| base.is_some_and(|base| Rc::ptr_eq(base, node));
+    let mut extent = Extent::unallocated(range.length());
+    let (mut depth, mut filtered) = (0, false);
+    let mut next = Some(top.clone());
+    while let Some(node) = next.take_if(|node| !is_base(node)) {
+        if node.driver().is_filter() {
+            filtered = true;
+            next = node.below();
+            continue;
         }
         depth += 1;
+        let rest = ByteRange::between(range.start(), range.start() + extent.length);
+        extent = status_within(&node, rest).await?;
+        if extent.is_allocated() {
+            return Ok(ChainStatus {
+                extent,
+                depth,
+                node: Some(node),
+                filtered,
+            });
+        }
+        next = node.below();
     }
+    Ok(ChainStatus {
+        extent,
+        depth: 0,
+        node: None,
+        filtered,
+    })
 }
 
 /// The status in one layer; past its end a layer is zeroes.

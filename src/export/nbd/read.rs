@@ -60,10 +60,8 @@ async fn extents(connection: &Connection, request: &Request) -> Result<Vec<Exten
     let (mut offset, end) = (request.offset, request.offset + request.length);
     let mut extents = Vec::new();
     while offset < end {
-        let (extent, _) = connection
-            .root()
-            .status_through(ByteRange::between(offset, end))
-            .await?;
+        let rest = ByteRange::between(offset, end);
+        let extent = connection.root().status_through(rest, None).await?.extent;
         offset += extent.length;
         extents.push(extent);
     }

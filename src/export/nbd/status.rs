@@ -1,6 +1,6 @@
 //! Block status: extents of the metadata contexts that a client selected.
 
-use crate::block::{Extent, ExtentKind};
+use crate::block::{ChainStatus, Extent, ExtentKind};
 use crate::buffer::MemorySlice;
 use crate::error::Result;
 use crate::nbd::{ExtentList, ReplyTo, Request, STATE_HOLE, STATE_ZERO, SelectedContext};
@@ -56,7 +56,8 @@ async fn describe(
     let mut list = ExtentList::new();
     while offset < end && !list.is_full() && !(one && list.length() > 0) {
         let rest = ByteRange::between(offset, end);
-        let (extent, depth) = connection.root().status_through(rest).await?;
+        let ChainStatus { extent, depth, .. } =
+            connection.root().status_through(rest, None).await?;
         let flags = match context {
             Context::Allocation => allocation(&extent),
             Context::AllocationDepth => u32::try_from(depth).unwrap_or(u32::MAX),
