@@ -1,9 +1,10 @@
 //! Memory and kernel buffers that requests carry.
 //!
-//! A [`Payload`] is a slice of either *memory* (aligned, shared by reference count, so that the ring can
-//! keep it alive while the kernel works on it) or a *kernel buffer*: the pages of a ublk request,
-//! registered with the I/O thread's ring and never mapped here. Nodes slice and forward payloads; who
-//! must touch bytes asks for [`Payload::copy_in`], [`Payload::copy_out`] or [`Payload::fill_zero`].
+//! A [`Payload`] is a slice of *memory* (aligned, shared by reference count, so that the ring can keep it
+//! alive while the kernel works on it), of a *kernel buffer* (the pages of a ublk request, registered
+//! with the I/O thread's ring and never mapped here), or, in writes, of another *file*. Nodes slice and
+//! forward payloads; who must touch bytes asks for [`Payload::copy_in`], [`Payload::copy_out`] or
+//! [`Payload::fill_zero`].
 //!
 //! Invariant: memory under I/O is only reached through raw pointers; no reference into it is handed
 //! out, only copies are, so that a kernel write never races with a Rust reference.
@@ -13,10 +14,17 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::cell::RefCell;
 use std::fmt;
+use std::os::fd::{AsFd, AsRawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-use crate::error::Result;
+use nix::errno::Errno;
+
+use crate::error::{Error, Result};
+
+mod file_slice;
+
+pub use file_slice::{FileSlice, SourceFile};
 
 /// Every memory buffer starts at a multiple of this, which direct I/O on any device accepts.
 pub const MEMORY_ALIGNMENT: usize = 4096;
@@ -183,6 +191,30 @@ impl MemorySlice {
         head.iter().chain(tail).all(|byte| *byte == 0) && words.iter().all(|word| *word == 0)
     }
 
+    /// Reads from a file into the slice; the bytes read, 0 at the end of the file. May be short. Blocks.
+    pub fn read_from(&self, file: &impl AsFd, offset: u64) -> Result<usize, Errno> {
+        let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        uninterrupted(|| {
+            // SAFETY: the slice is that long, and no reference into the memory exists.
+            unsafe {
+                let memory = self.as_ptr().cast();
+                libc::pread(file.as_fd().as_raw_fd(), memory, self.length, offset)
+            }
+        })
+    }
+
+    /// Writes the slice to a file; the bytes written. May be short. Blocks.
+    pub fn write_to(&self, file: &impl AsFd, offset: u64) -> Result<usize, Errno> {
+        let offset = i64::try_from(offset).map_err(|_| Errno::EINVAL)?;
+        uninterrupted(|| {
+            // SAFETY: the slice is that long.
+            unsafe {
+                let memory = self.as_ptr().cast();
+                libc::pwrite(file.as_fd().as_raw_fd(), memory, self.length, offset)
+            }
+        })
+    }
+
     fn check(&self, start: usize, length: usize) {
         let end = start.checked_add(length);
         assert!(
@@ -196,6 +228,17 @@ impl MemorySlice {
 impl fmt::Debug for MemorySlice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "memory of {} bytes", self.length)
+    }
+}
+
+/// Makes a system call again that a signal has interrupted.
+fn uninterrupted(mut call: impl FnMut() -> libc::ssize_t) -> Result<usize, Errno> {
+    loop {
+        match Errno::result(call()) {
+            Ok(count) => return usize::try_from(count).map_err(|_| Errno::EIO),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
     }
 }
 
@@ -310,13 +353,15 @@ impl KernelSlice {
     }
 }
 
-/// The data of a request: a slice of memory or of a kernel buffer.
+/// The data of a request: a slice of memory, of a kernel buffer or of a file.
 #[derive(Clone)]
 pub enum Payload {
     /// Memory of this process.
     Memory(MemorySlice),
     /// Pages of a ublk request.
     Kernel(KernelSlice),
+    /// Bytes of another file: of a write only. To touch them blocks in system calls.
+    File(FileSlice),
 }
 
 impl Payload {
@@ -325,6 +370,7 @@ impl Payload {
         match self {
             Payload::Memory(slice) => slice.length(),
             Payload::Kernel(slice) => slice.length,
+            Payload::File(slice) => slice.length() as usize,
         }
     }
 
@@ -341,6 +387,18 @@ impl Payload {
                     length,
                 })
             }
+            Payload::File(slice) => Payload::File(slice.slice(start as u64, length as u64)),
+        }
+    }
+
+    /// Fails for the bytes of a file, which no read may fill.
+    pub fn check_fillable(&self) -> Result<()> {
+        match self {
+            Payload::Memory(_) | Payload::Kernel(_) => Ok(()),
+            Payload::File(slice) => {
+                let message = format!("{slice:?} cannot be filled by a read");
+                Err(Error::from_errno(Errno::EINVAL, message))
+            }
         }
     }
 
@@ -355,6 +413,7 @@ impl Payload {
                 );
                 slice.buffer.copy_in(slice.start + offset, bytes)?;
             }
+            Payload::File(_) => self.check_fillable()?,
         }
         Ok(())
     }
@@ -370,6 +429,7 @@ impl Payload {
                 );
                 slice.buffer.copy_out(slice.start + offset, bytes)?;
             }
+            Payload::File(slice) => slice.read(offset as u64, bytes)?,
         }
         Ok(())
     }
@@ -389,6 +449,7 @@ impl Payload {
                     offset += length;
                 }
             }
+            Payload::File(_) => self.check_fillable()?,
         }
         Ok(())
     }
@@ -397,18 +458,42 @@ impl Payload {
     pub fn to_memory(&self) -> Result<MemorySlice> {
         match self {
             Payload::Memory(slice) => Ok(slice.clone()),
-            Payload::Kernel(slice) => {
-                let memory = MemorySlice::zeroed(slice.length);
+            Payload::Kernel(_) | Payload::File(_) => {
+                let memory = MemorySlice::zeroed(self.length());
                 self.copy_out(0, &memory)?;
                 Ok(memory)
             }
         }
+    }
+
+    /// All bytes (of a write) are zero; looks at no more than it must.
+    pub fn is_zero(&self) -> Result<bool> {
+        let Payload::File(slice) = self else {
+            return Ok(self.to_memory()?.is_zero());
+        };
+        let mut offset = 0;
+        while offset < slice.length() {
+            let length = (slice.length() - offset).min(ZERO_CHUNK as u64);
+            let memory = MemorySlice::zeroed(length as usize);
+            slice.read(offset, &memory)?;
+            if !memory.is_zero() {
+                return Ok(false);
+            }
+            offset += length;
+        }
+        Ok(true)
     }
 }
 
 impl From<MemorySlice> for Payload {
     fn from(slice: MemorySlice) -> Payload {
         Payload::Memory(slice)
+    }
+}
+
+impl From<FileSlice> for Payload {
+    fn from(slice: FileSlice) -> Payload {
+        Payload::File(slice)
     }
 }
 
@@ -425,6 +510,7 @@ impl fmt::Debug for Payload {
                     slice.length
                 )
             }
+            Payload::File(slice) => slice.fmt(f),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use bitflags::bitflags;
 
-use crate::buffer::Payload;
+use crate::buffer::{FileSlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
@@ -137,6 +137,18 @@ pub trait Driver: Any {
 
     /// What the first extent of the range is, in this layer only. At least one byte long.
     fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent>;
+
+    /// The bytes of a range as the payload of a write elsewhere, where they lie in a file and can be
+    /// read from it without this node.
+    fn file_slice(&self, range: ByteRange) -> Option<FileSlice> {
+        let _ = range;
+        None
+    }
+
+    /// Writes of another file's bytes are carried out here, without work on this thread.
+    fn writes_files(&self) -> bool {
+        false
+    }
 
     /// Sets the size in bytes.
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {

@@ -111,6 +111,8 @@ fn memory_fits(limits: &Limits, payload: &Payload) -> bool {
     match payload {
         Payload::Memory(slice) => slice.is_aligned(alignment),
         Payload::Kernel(slice) => slice.start() & (alignment - 1) == 0,
+        // Not in memory: who writes it takes memory as the file wants it.
+        Payload::File(_) => true,
     }
 }
 

@@ -41,6 +41,8 @@ impl Identity {
 pub(super) struct Descriptor {
     ring_file: Rc<RingFile>,
     shared: Arc<OwnedFd>,
+    /// Number of the file system.
+    device: u64,
     writable: bool,
     direct: bool,
 }
@@ -50,6 +52,7 @@ impl Descriptor {
     pub(super) fn new(handle: &Handle, file: OwnedFd, access: Access) -> Result<Descriptor> {
         let shared = Arc::new(dup(file.as_fd())?);
         Ok(Descriptor {
+            device: fstat(&*shared)?.st_dev,
             ring_file: handle.ring().file(file),
             shared,
             writable: access.writable,
@@ -77,6 +80,10 @@ impl Descriptor {
             writable: self.writable,
             direct: self.direct,
         }
+    }
+
+    pub(super) fn device(&self) -> u64 {
+        self.device
     }
 
     pub(super) fn identity(&self) -> Result<Identity> {

@@ -2,11 +2,11 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::request_code_none;
 use nix::sys::stat::{FileStat, SFlag};
+use nix::{request_code_none, request_code_write};
 
 /// What kind of file a descriptor leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,38 @@ impl DeviceKind {
 
 nix::ioctl_write_ptr_bad!(blkdiscard, request_code_none!(0x12, 119), [u64; 2]);
 nix::ioctl_read_bad!(blksszget, request_code_none!(0x12, 104), libc::c_int);
+
+/// The kernel's `struct file_clone_range`.
+#[repr(C)]
+struct CloneRange {
+    source: i64,
+    source_offset: u64,
+    length: u64,
+    offset: u64,
+}
+
+nix::ioctl_write_ptr_bad!(
+    ficlonerange,
+    request_code_write!(0x94, 13, size_of::<CloneRange>()),
+    CloneRange
+);
+
+/// Lets a file share blocks of another: source offset, length, offset here; multiples of the file
+/// system's block.
+pub(super) fn clone_range(
+    file: &OwnedFd,
+    source: RawFd,
+    [source_offset, length, offset]: [u64; 3],
+) -> Result<(), Errno> {
+    let range = CloneRange {
+        source: i64::from(source),
+        source_offset,
+        length,
+        offset,
+    };
+    // SAFETY: the descriptor is open and the kernel reads one `CloneRange` from the pointer.
+    unsafe { ficlonerange(file.as_raw_fd(), &raw const range) }.map(drop)
+}
 
 /// Discards `length` bytes from `start` of a block device; both multiples of its sector.
 pub(super) fn discard(device: &OwnedFd, start: u64, length: u64) -> Result<(), Errno> {

@@ -16,6 +16,7 @@ mod allocation;
 mod create;
 mod descriptor;
 mod device;
+mod from_file;
 mod lock;
 mod open;
 mod transfer;
@@ -29,7 +30,7 @@ use nix::errno::Errno;
 use crate::block::{
     Driver, Extent, IoFuture, Limits, Permissions, Role, TruncateOptions, WriteFlags, ZeroFlags,
 };
-use crate::buffer::Payload;
+use crate::buffer::{FileSlice, Payload, SourceFile};
 use crate::error::{Error, Result};
 use crate::range::ByteRange;
 use crate::runtime::Handle;
@@ -114,6 +115,8 @@ pub struct File {
     synced_changes: Cell<u64>,
     lost_writes: Cell<Option<Errno>>,
     zero_range: Cell<bool>,
+    /// Blocks may be shared with other files, as far as is known.
+    clones: Cell<bool>,
     discards: Cell<DiscardStatistics>,
 }
 
@@ -167,6 +170,22 @@ impl File {
 
     fn count_change(&self) {
         self.changes.set(self.changes.get() + 1);
+    }
+
+    /// Of a regular file, and not past its end.
+    fn slice_of(&self, range: ByteRange) -> Option<FileSlice> {
+        if self.device != DeviceKind::File || range.end() > self.length.get() {
+            return None;
+        }
+        let descriptor = self.descriptor();
+        let source = SourceFile {
+            descriptor: descriptor.shared(),
+            alignment: self.alignment.get().request,
+            direct: descriptor.access().direct,
+            device: descriptor.device(),
+            name: self.filename.clone(),
+        };
+        Some(FileSlice::new(source, range))
     }
 
     async fn sync(&self) -> Result<()> {
@@ -248,7 +267,10 @@ impl Driver for File {
     }
 
     fn write(&self, offset: u64, payload: Payload, flags: WriteFlags) -> IoFuture<'_, ()> {
-        Box::pin(self.write_all(offset, payload, flags))
+        match payload {
+            Payload::File(slice) => Box::pin(self.write_slice(offset, slice, flags)),
+            payload => Box::pin(self.write_all(offset, payload, flags)),
+        }
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> IoFuture<'_, ()> {
@@ -265,6 +287,14 @@ impl Driver for File {
 
     fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
         Box::pin(self.status(range))
+    }
+
+    fn file_slice(&self, range: ByteRange) -> Option<FileSlice> {
+        self.slice_of(range)
+    }
+
+    fn writes_files(&self) -> bool {
+        true
     }
 
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {

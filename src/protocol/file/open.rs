@@ -57,6 +57,7 @@ pub(super) async fn open(handle: &Handle, options: FileOptions) -> Result<File> 
         synced_changes: Cell::new(0),
         lost_writes: Cell::new(None),
         zero_range: Cell::new(true),
+        clones: Cell::new(true),
         discards: Cell::new(DiscardStatistics::default()),
     })
 }

@@ -50,6 +50,7 @@ impl Ring {
                     .offset(offset)
                     .build()
             }
+            Payload::File(slice) => unreachable!("{slice:?} is filled by a read"),
         };
         self.transfer(sqe.flags(flags), file, payload)
     }
@@ -76,6 +77,7 @@ impl Ring {
                     .rw_flags(how.bits())
                     .build()
             }
+            Payload::File(slice) => unreachable!("the ring is to write {slice:?}"),
         };
         self.transfer(sqe.flags(flags), file, payload)
     }
