@@ -10,6 +10,7 @@ pub mod daemon;
 pub mod error;
 pub mod export;
 pub mod format;
+pub mod job;
 pub mod nbd;
 pub mod protocol;
 pub mod qmp;

@@ -72,6 +72,7 @@ pub struct Child {
     node: RefCell<Rc<Node>>,
     permissions: Cell<Permissions>,
     in_flight: Rc<Cell<u32>>,
+    requests: Cell<u64>,
     gates: Cell<u32>,
     changed: Condition,
 }
@@ -89,6 +90,7 @@ impl Child {
             node: RefCell::new(node),
             permissions: Cell::new(permissions),
             in_flight: Rc::default(),
+            requests: Cell::new(0),
             gates: Cell::new(0),
             changed: Condition::default(),
         }
@@ -163,6 +165,16 @@ impl Child {
         self.in_flight.get()
     }
 
+    /// Requests that have crossed the edge so far.
+    pub fn requests(&self) -> u64 {
+        self.requests.get()
+    }
+
+    fn count_request(&self) -> InFlight {
+        self.requests.set(self.requests.get() + 1);
+        InFlight::enter(&self.in_flight)
+    }
+
     /// Fills `payload` from `offset`.
     ///
     /// # Errors
@@ -171,6 +183,7 @@ impl Child {
         if payload.length() == 0 {
             return Ok(());
         }
+        payload.check_fillable()?;
         let _passage = self.enter().await;
         let node = self.node();
         let length = payload.length() as u64;
@@ -276,7 +289,7 @@ impl Child {
             self.changed.until(|| self.gates.get() == 0).await;
         }
         Passage {
-            _count: Some(InFlight::enter(&self.in_flight)),
+            _count: Some(self.count_request()),
             child: self,
         }
     }
@@ -368,7 +381,7 @@ impl Route {
                 break;
             };
             transfer.offset = offset;
-            *hop = Some((InFlight::enter(&child.in_flight), guard));
+            *hop = Some((child.count_request(), guard));
             node = child.node();
             count_transfer(&node, &transfer);
         }
@@ -420,7 +433,7 @@ async fn deliver_write(
     flags: WriteFlags,
 ) -> Result<()> {
     let detect = node.options().detect_zeroes;
-    if detect != DetectZeroes::Off && payload.to_memory()?.is_zero() {
+    if detect != DetectZeroes::Off && payload.is_zero()? {
         let range = ByteRange::between(offset, offset + payload.length() as u64);
         let mut zero = ZeroFlags::empty();
         zero.set(ZeroFlags::MAY_UNMAP, detect == DetectZeroes::Unmap);

@@ -54,8 +54,8 @@ const LAYERS: &[Layer] = &[
     ),
     layer(
         "job",
-        &["block", "filter"],
-        &["runtime", "protocol", "testing"],
+        &["block", "filter", "runtime"],
+        &["protocol", "format", "testing"],
     ),
     layer(
         "export",
