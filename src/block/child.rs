@@ -465,7 +465,8 @@ async fn deliver_zeroes(node: &Rc<Node>, range: ByteRange, flags: ZeroFlags) -> 
     let limits = node.driver().limits();
     let alignment = u64::from(limits.request_alignment);
     let Some(middle) = range.align_inward(alignment) else {
-        return finish_zeroes(node, write_zero_data(node, range).await, flags).await;
+        write_zero_data(node, range).await?;
+        return finish_zeroes(node, flags).await;
     };
     let head = ByteRange::between(range.start(), middle.start());
     let tail = ByteRange::between(middle.end(), range.end());
@@ -477,11 +478,10 @@ async fn deliver_zeroes(node: &Rc<Node>, range: ByteRange, flags: ZeroFlags) -> 
         zero_piece(node, ByteRange::between(start, end), driver_flags).await?;
         start = end;
     }
-    finish_zeroes(node, Ok(()), flags).await
+    finish_zeroes(node, flags).await
 }
 
-async fn finish_zeroes(node: &Rc<Node>, result: Result<()>, flags: ZeroFlags) -> Result<()> {
-    result?;
+async fn finish_zeroes(node: &Rc<Node>, flags: ZeroFlags) -> Result<()> {
     if flags.contains(ZeroFlags::FUA) {
         node.flush().await
     } else {
@@ -536,7 +536,11 @@ async fn deliver_discard(node: &Rc<Node>, range: ByteRange) -> Result<()> {
     let mut start = range.start();
     while start < range.end() {
         let end = range.end().min(start.saturating_add(limits.max_zeroes));
-        match node.driver().discard(ByteRange::between(start, end)).await {
+        let piece = ByteRange::between(start, end);
+        let padding = padding::hold(node, piece, LockMode::Shared).await;
+        let result = node.driver().discard(piece).await;
+        drop(padding);
+        match result {
             Err(error) if error.errno() == Errno::EOPNOTSUPP => return Ok(()),
             result => result?,
         }
