@@ -4,8 +4,11 @@
 /// requests within them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Offsets and lengths of data requests are multiples of this many bytes (a power of two).
+    /// Offsets and lengths of data requests are multiples of this many bytes (a power of two). A driver
+    /// that hands requests on to a child says 1: who pads a write must see all writes to the block.
     pub request_alignment: u32,
+    /// Requests in multiples of this many bytes need no padding here or below (a power of two).
+    pub logical_block_size: u32,
     /// Memory addresses of payloads are multiples of this (a power of two).
     pub memory_alignment: u32,
     /// Largest data request in bytes.
@@ -24,6 +27,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             request_alignment: 1,
+            logical_block_size: 1,
             memory_alignment: 1,
             max_transfer: 1 << 30,
             max_zeroes: 1 << 40,
@@ -39,6 +43,7 @@ impl Limits {
     pub fn combine(&self, other: &Limits) -> Limits {
         Limits {
             request_alignment: self.request_alignment.max(other.request_alignment),
+            logical_block_size: self.logical_block_size.max(other.logical_block_size),
             memory_alignment: self.memory_alignment.max(other.memory_alignment),
             max_transfer: self.max_transfer.min(other.max_transfer),
             max_zeroes: self.max_zeroes.min(other.max_zeroes),

@@ -137,10 +137,11 @@ impl Driver for Raw {
     fn limits(&self) -> Limits {
         let below = self.file.borrow().node().driver().limits();
         let offset = self.options.get().offset;
-        let aligned = offset.is_multiple_of(u64::from(below.request_alignment));
+        let aligned = offset.is_multiple_of(u64::from(below.logical_block_size));
         Limits {
-            // The edge below pads what an odd offset makes unaligned.
-            request_alignment: if aligned { below.request_alignment } else { 1 },
+            // The edge below pads: it also sees the writes that go past this node.
+            request_alignment: 1,
+            logical_block_size: if aligned { below.logical_block_size } else { 1 },
             ..below
         }
     }

@@ -50,6 +50,7 @@ impl Driver for DiskDriver {
         let options = self.disk.options();
         Limits {
             request_alignment: options.request_alignment,
+            logical_block_size: options.request_alignment,
             native_fua: options.native_fua,
             ..Limits::default()
         }

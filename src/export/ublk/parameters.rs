@@ -26,7 +26,7 @@ pub(super) struct Geometry {
 /// The logical block size: as asked for, or what the node's own alignment wants.
 pub(super) fn logical_block_size(asked: Option<u32>, limits: &Limits) -> Result<u32> {
     match asked {
-        None => Ok(limits.request_alignment.clamp(512, 4096)),
+        None => Ok(limits.logical_block_size.clamp(512, 4096)),
         Some(size @ (512 | 4096)) => Ok(size),
         Some(size) => Err(Error::new(
             ErrorKind::InvalidArgument,
@@ -165,6 +165,11 @@ mod tests {
     fn block_sizes_other_than_512_and_4096_are_refused() {
         let limits = Limits::default();
         assert_eq!(logical_block_size(None, &limits).expect("default"), 512);
+        let coarse = Limits {
+            logical_block_size: 4096,
+            ..limits
+        };
+        assert_eq!(logical_block_size(None, &coarse).expect("default"), 4096);
         assert_eq!(
             logical_block_size(Some(4096), &limits).expect("valid"),
             4096

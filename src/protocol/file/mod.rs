@@ -255,6 +255,7 @@ impl Driver for File {
         let alignment = self.alignment.get();
         Limits {
             request_alignment: alignment.request,
+            logical_block_size: alignment.request,
             memory_alignment: alignment.memory,
             discard_granularity: self.block_size,
             native_fua: true,
