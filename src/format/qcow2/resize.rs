@@ -114,11 +114,20 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// Once the header has the new size the disk has it, whatever becomes of what was cut off: a caller
+    /// who was told of a failure would go on with the old size.
     async fn shrink(&self, size: u64, before: u64) -> Result<()> {
-        let cluster_size = self.geometry.cluster_size();
         self.flush_all().await?;
         self.update_header(|header| header.size = size).await?;
         self.size.set(size);
+        if let Err(error) = self.free_cut_off(size, before).await {
+            tracing::warn!(node = self.node_name, size, %error, "space behind the new end is not freed yet");
+        }
+        Ok(())
+    }
+
+    async fn free_cut_off(&self, size: u64, before: u64) -> Result<()> {
+        let cluster_size = self.geometry.cluster_size();
         let start = align_up(size, cluster_size).unwrap_or(size);
         let end = align_up(before, cluster_size).unwrap_or(before);
         if start < end {
