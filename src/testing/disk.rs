@@ -31,6 +31,8 @@ pub struct DiskOptions {
     pub garbles_discards: bool,
     /// The longest time that an operation takes, in virtual microseconds; 0: none waits.
     pub slowest: u64,
+    /// So many operations of a hundred take fifty times the longest time.
+    pub stragglers: u64,
     /// Bytes from which on there is no space.
     pub capacity: u64,
     /// Flushes are answered without making anything durable: a broken disk, for canaries.
@@ -45,6 +47,7 @@ impl Default for DiskOptions {
             write_zeroes: true,
             garbles_discards: true,
             slowest: 100,
+            stragglers: 0,
             capacity: u64::MAX,
             ignores_flush: false,
         }
@@ -176,8 +179,7 @@ impl SimulatedDisk {
     /// The time between an operation's begin and its end; fails where a rule says so.
     pub(super) async fn latency(&self, operation: DiskOperation, range: &ByteRange) -> Result<()> {
         let state = &self.state;
-        let slowest = self.options().slowest;
-        let delay = state.random.borrow_mut().below(slowest + 1);
+        let delay = self.draw_delay();
         if delay > 0 {
             state.handle.sleep(Duration::from_micros(delay)).await;
         }
@@ -188,6 +190,19 @@ impl SimulatedDisk {
         match errno {
             Some(errno) => Err(fault(operation, range, errno)),
             None => Ok(()),
+        }
+    }
+
+    fn draw_delay(&self) -> u64 {
+        let DiskOptions {
+            slowest,
+            stragglers,
+            ..
+        } = self.options();
+        let mut random = self.state.random.borrow_mut();
+        match stragglers > 0 && random.percent(stragglers) {
+            true => 50 * slowest,
+            false => random.below(slowest + 1),
         }
     }
 
@@ -209,6 +224,9 @@ impl SimulatedDisk {
         state.next.set(key + 1);
         state.in_flight.borrow_mut().insert(key, change);
         state.power.count();
+        if range.start() < SECTOR && operation != DiskOperation::Truncate {
+            state.power.mark();
+        }
         let mut outcome = self.latency(operation, &range).await;
         if outcome.is_ok() && range.end() > self.options().capacity && range.end() > self.size() {
             outcome = Err(fault(operation, &range, Errno::ENOSPC));

@@ -1,6 +1,6 @@
 //! The power supply of simulated disks: one failure stops them all at the same moment.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
@@ -18,6 +18,7 @@ pub struct Power {
 struct State {
     operations: Cell<u64>,
     fail_at: Cell<Option<u64>>,
+    marks: RefCell<Vec<u64>>,
     off: Event,
 }
 
@@ -38,6 +39,11 @@ impl Power {
         self.state.operations.get()
     }
 
+    /// Numbers of the operations that changed a disk's first sector, where formats have a header.
+    pub fn header_changes(&self) -> Vec<u64> {
+        self.state.marks.borrow().clone()
+    }
+
     /// It failed.
     pub fn is_off(&self) -> bool {
         self.state.off.is_set()
@@ -55,6 +61,11 @@ impl Power {
         if self.state.fail_at.get() == Some(number) {
             self.cut();
         }
+    }
+
+    /// The operation that began last changes a disk's first sector.
+    pub(super) fn mark(&self) {
+        self.state.marks.borrow_mut().push(self.operations());
     }
 
     /// Runs a future to its end, or until power fails: then the future is dropped unfinished.

@@ -30,6 +30,8 @@ pub struct WorkloadOptions {
     pub longest: u64,
     /// How often which request comes, in parts of the sum of all.
     pub mix: Vec<(Request, u64)>,
+    /// So many changes of a hundred may overlap others that are in flight.
+    pub races: u64,
     /// Errors with which requests may fail; an error of another kind fails the test.
     pub tolerated: Vec<Errno>,
 }
@@ -49,6 +51,7 @@ impl Default for WorkloadOptions {
                 (Request::Discard, 8),
                 (Request::Flush, 8),
             ],
+            races: 5,
             tolerated: Vec::new(),
         }
     }
@@ -227,7 +230,7 @@ impl Shared {
             if request == Request::Flush || range.is_empty() {
                 break;
             }
-            let race = random.percent(5);
+            let race = random.percent(self.options.races);
             let free = |(_, other, busy): &(u32, Request, ByteRange)| {
                 let both_change = request.changes() && other.changes();
                 !busy.overlaps(&range) || (race && both_change)

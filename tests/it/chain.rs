@@ -167,17 +167,30 @@ impl Chain {
         stores: Vec<VolatileStore>,
         seed: u64,
     ) -> Result<Chain> {
+        let disk = |(depth, store)| {
+            SimulatedDisk::new(handle, power, disk_options, store, seed ^ depth as u64)
+        };
+        let disks = stores.into_iter().enumerate().map(disk).collect();
+        Chain::open_disks(handle, power, geometry, disks, seed).await
+    }
+
+    /// The chain on disks of a kind, from the base to the active layer.
+    pub(crate) async fn open_disks(
+        handle: &Handle,
+        power: &Power,
+        geometry: &Geometry,
+        disks: Vec<SimulatedDisk>,
+        seed: u64,
+    ) -> Result<Chain> {
         let graph = Graph::new();
         let mut below: Option<Rc<Node>> = None;
-        let mut disks = Vec::new();
-        let top = stores.len() - 1;
-        for (depth, store) in stores.into_iter().enumerate() {
-            let disk = SimulatedDisk::new(handle, power, disk_options, store, seed ^ depth as u64);
+        let top = disks.len() - 1;
+        let disk_options = disks[top].options();
+        for (depth, disk) in disks.iter().enumerate() {
             let name = format!("layer{depth}");
             let lower = below.as_ref();
-            let node = open_image(&graph, &name, &disk, geometry, lower, depth < top).await?;
+            let node = open_image(&graph, &name, disk, geometry, lower, depth < top).await?;
             below = Some(node);
-            disks.push(disk);
         }
         let node = below.expect("a chain has a layer");
         Ok(Chain {

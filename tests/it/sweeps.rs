@@ -16,6 +16,9 @@ use nix::errno::Errno;
 
 use super::chain::{Chain, Geometry};
 
+mod reopen;
+mod resize;
+
 /// What a run of the crash sweep is about.
 #[derive(Clone, Debug)]
 struct Plan {
@@ -80,6 +83,31 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The smallest clusters and the widest refcounts under a large disk: refcount and L1 table are
+    /// replaced by longer ones, and the header changes.
+    fn growing_tables(seed: u64) -> Plan {
+        let mut plan = Plan::draw(seed);
+        plan.geometry = Geometry {
+            version: 3,
+            cluster_bits: 9,
+            refcount_bits: 64,
+            lazy_refcounts: false,
+            tiny_caches: seed.is_multiple_of(2),
+            pass_discard: true,
+        };
+        plan.size = 3 << 20;
+        plan.rounds = 3;
+        plan.workload.longest = 256 << 10;
+        plan.workload.mix = vec![
+            (Request::Write, 60),
+            (Request::Discard, 3),
+            (Request::Flush, 2),
+        ];
+        plan
+    }
+}
+
 /// The state of the machine that a crash leaves to the next start: which disks the chain has, and
 /// what the guest was promised.
 struct Machine {
@@ -121,7 +149,7 @@ async fn snapshot(machine: &Rc<RefCell<Machine>>) {
 
 /// Runs until power fails at an operation (or to the end), then starts again on what is left.
 /// Returns how many operations there were, and what is wrong after the restart.
-fn crash_at(plan: &Plan, operation: Option<u64>) -> (u64, Result<(), String>) {
+fn crash_at(plan: &Plan, operation: Option<u64>) -> (Run, Result<(), String>) {
     let runtime = Runtime::simulated(plan.seed).expect("a simulated runtime");
     let handle = runtime.handle();
     let power = Power::new();
@@ -144,12 +172,38 @@ fn crash_at(plan: &Plan, operation: Option<u64>) -> (u64, Result<(), String>) {
         power.fail_after(operation);
     }
     runtime.block_on(power.run(doings(machine.clone(), plan.clone())));
-    let operations = power.operations() - before;
+    let run = Run {
+        operations: power.operations() - before,
+        header_changes: power.header_changes(),
+        before,
+    };
     let machine = machine.borrow();
     let mut random = Random::new(plan.seed ^ operation.unwrap_or(0) << 20);
     let left = machine.chain.crash(&mut random);
     let model = machine.workload.model().clone();
-    (operations, restart(plan, left, model, random.next_u64()))
+    (run, restart(plan, left, model, random.next_u64()))
+}
+
+/// What a run did to its disks.
+struct Run {
+    operations: u64,
+    header_changes: Vec<u64>,
+    /// Operations that were over before the guest's doings began.
+    before: u64,
+}
+
+impl Run {
+    /// Operations around those that changed a header, counted from the doings' first.
+    fn around_header_changes(&self) -> Vec<u64> {
+        let changes = self.header_changes.iter();
+        let started = changes.filter_map(|change| change.checked_sub(self.before));
+        let mut near: Vec<u64> = started
+            .flat_map(|change| change.saturating_sub(2)..=change + 3)
+            .filter(|operation| (1..=self.operations).contains(operation))
+            .collect();
+        near.dedup();
+        near
+    }
 }
 
 /// Everything that must hold after a crash.
@@ -212,14 +266,14 @@ async fn whole(chain: &Chain) -> Result<Vec<u8>, String> {
 
 /// Crashes at so many operations spread over a run, and tells what went wrong first.
 fn crash_sweep(plan: &Plan, crashes: u64) -> Result<(), String> {
-    let (operations, outcome) = crash_at(plan, None);
+    let (run, outcome) = crash_at(plan, None);
     outcome.map_err(|wrong| format!("crash at the end: {wrong}"))?;
+    let operations = run.operations;
     let step = (operations / crashes).max(1);
-    let mut operation = 1 + plan.seed % step;
-    while operation <= operations {
+    let spread = (1 + plan.seed % step..=operations).step_by(step as usize);
+    for operation in spread.chain(run.around_header_changes()) {
         let (_, outcome) = crash_at(plan, Some(operation));
         outcome.map_err(|wrong| format!("crash at {operation} of {operations}: {wrong}"))?;
-        operation += step;
     }
     Ok(())
 }
@@ -239,6 +293,16 @@ fn clusters_used_again_survive_a_crash_anywhere() {
     for_each_seed("clusters_used_again_survive", 8, |seed| {
         let plan = Plan::churn(seed);
         if let Err(wrong) = crash_sweep(&plan, 60) {
+            panic!("{wrong}\n{plan:?}");
+        }
+    });
+}
+
+#[test]
+fn growing_tables_survive_a_crash_anywhere() {
+    for_each_seed("growing_tables_survive", 6, |seed| {
+        let plan = Plan::growing_tables(seed);
+        if let Err(wrong) = crash_sweep(&plan, 10) {
             panic!("{wrong}\n{plan:?}");
         }
     });
