@@ -6,6 +6,7 @@ use nix::errno::Errno;
 
 use crate::block::{Child, ExtentKind, TruncateOptions, WriteFlags, ZeroFlags};
 use crate::buffer::MemorySlice;
+use crate::error::Result;
 use crate::range::ByteRange;
 
 use super::{KernelPages, Random, stamped};
@@ -47,6 +48,7 @@ pub async fn check_contract(subject: Subject, seed: u64) {
         contract.zero().await;
         contract.discard().await;
         contract.read_some().await;
+        contract.together().await;
     }
     contract.flush().await;
     contract.reads().await;
@@ -55,18 +57,18 @@ pub async fn check_contract(subject: Subject, seed: u64) {
     contract.outside().await;
 }
 
-struct Contract {
-    subject: Subject,
-    random: Random,
-    stamp: u32,
+pub(super) struct Contract {
+    pub(super) subject: Subject,
+    pub(super) random: Random,
+    pub(super) stamp: u32,
 }
 
 impl Contract {
-    fn guest(&self) -> Rc<Child> {
+    pub(super) fn guest(&self) -> Rc<Child> {
         self.subject.guest.clone()
     }
 
-    fn size(&self) -> u64 {
+    pub(super) fn size(&self) -> u64 {
         self.subject.content.len() as u64
     }
 
@@ -74,14 +76,14 @@ impl Contract {
         &self.subject.content[range.start() as usize..range.end() as usize]
     }
 
-    fn must<T>(&self, what: &str, outcome: crate::error::Result<T>) -> T {
+    pub(super) fn must<T>(&self, what: &str, outcome: Result<T>) -> T {
         match outcome {
             Ok(value) => value,
             Err(error) => panic!("{}: {what} failed: {error}", self.subject.name),
         }
     }
 
-    fn assert(&self, holds: bool, what: impl FnOnce() -> String) {
+    pub(super) fn assert(&self, holds: bool, what: impl FnOnce() -> String) {
         assert!(holds, "{}: {}", self.subject.name, what());
     }
 
@@ -106,7 +108,7 @@ impl Contract {
         }
     }
 
-    async fn read(&mut self, range: &ByteRange) {
+    pub(super) async fn read(&mut self, range: &ByteRange) {
         let length = range.length() as usize;
         let pages = self.subject.kernel_pages && length > 0 && self.random.percent(40);
         let outcome;
@@ -200,7 +202,7 @@ impl Contract {
         self.assert(guest.node().size() == size, || "it has grown".to_owned());
     }
 
-    fn put(&mut self, range: &ByteRange, bytes: &[u8]) {
+    pub(super) fn put(&mut self, range: &ByteRange, bytes: &[u8]) {
         if self.subject.stores {
             self.subject.content[range.start() as usize..range.end() as usize]
                 .copy_from_slice(bytes);

@@ -5,6 +5,7 @@
 //! time is the runtime's virtual clock and all chance comes from a seed, so a failing run is its
 //! seed (see [`for_each_seed`]).
 
+mod concurrent;
 mod contract;
 mod disk;
 mod disk_driver;

@@ -11,6 +11,8 @@ mod cli_image;
 mod cli_serve;
 mod cli_usage;
 #[cfg(feature = "testing")]
+mod compressed;
+#[cfg(feature = "testing")]
 mod contract;
 mod differential;
 #[cfg(feature = "testing")]
@@ -26,6 +28,8 @@ mod nbd_peers;
 mod nbd_raw;
 mod nbd_server;
 mod nbd_snapshot;
+#[cfg(feature = "testing")]
+mod overlapping;
 #[cfg(feature = "testing")]
 mod qcow2_check;
 mod qmp_command_line;
