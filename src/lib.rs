@@ -9,6 +9,7 @@ pub mod cli;
 pub mod daemon;
 pub mod error;
 pub mod export;
+pub mod filter;
 pub mod format;
 pub mod job;
 pub mod nbd;

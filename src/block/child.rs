@@ -13,7 +13,7 @@ use super::drain::Condition;
 use super::padding;
 use super::{
     DetectZeroes, DiscardMode, Extent, Forward, InFlight, LockMode, Node, Permission, Permissions,
-    Transfer, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+    Transfer, TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 
 /// What an edge is for.
@@ -361,7 +361,7 @@ impl Drop for Passage<'_> {
 struct Route {
     node: Rc<Node>,
     offset: u64,
-    _hops: [Option<(InFlight, Option<InFlight>)>; MOST_HOPS],
+    _hops: [Option<(InFlight, Option<TransferGuard>)>; MOST_HOPS],
 }
 
 const MOST_HOPS: usize = 6;

@@ -12,7 +12,7 @@ use crate::buffer::{FileSlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
-use super::{Child, Extent, Limits, Permissions, Role};
+use super::{Child, Extent, Limits, Permissions, RangeGuard, Role};
 
 /// The future of a request to a driver. A dropped future does not stop I/O that has begun.
 pub type IoFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
@@ -80,7 +80,15 @@ pub struct Forward {
     /// Its first byte there.
     pub offset: u64,
     /// Held until the transfer is over.
-    pub guard: Option<InFlight>,
+    pub guard: Option<TransferGuard>,
+}
+
+/// What a driver holds on to while a transfer that it forwarded is on its way.
+pub enum TransferGuard {
+    /// The driver counts it.
+    Counted(InFlight),
+    /// Bytes that it locked.
+    Locked(RangeGuard),
 }
 
 /// Counts a request for as long as it lives.

@@ -36,6 +36,8 @@ pub struct NodeSpec {
     pub options: NodeOptions,
     /// File name as queries show it.
     pub file_name: String,
+    /// Put in by a job without a name: file names and `query-block` look through it.
+    pub implicit: bool,
 }
 
 /// All nodes of one I/O thread. Cheap to clone: a handle.
@@ -166,7 +168,7 @@ impl Graph {
             let message = format!("Duplicate nodes with node-name='{}'", spec.name);
             return Err(Error::new(ErrorKind::InvalidArgument, message));
         }
-        let node = Rc::new(Node::new(spec.name, driver, spec.options, spec.file_name));
+        let node = Rc::new(Node::new(spec, driver));
         for child in &children {
             child.set_parent_node(&node);
         }

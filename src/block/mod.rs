@@ -28,8 +28,8 @@ mod tests;
 pub use child::{Child, Parent, Role};
 pub use drain::DrainedSection;
 pub use driver::{
-    Driver, Forward, InFlight, IoFuture, Transfer, TransferKind, TruncateOptions, WriteFlags,
-    ZeroFlags,
+    Driver, Forward, InFlight, IoFuture, Transfer, TransferGuard, TransferKind, TruncateOptions,
+    WriteFlags, ZeroFlags,
 };
 pub use graph::{BlockEvent, Graph, NodeSpec};
 pub use limits::Limits;

@@ -8,7 +8,7 @@ use std::rc::{Rc, Weak};
 use crate::error::{Error, Result};
 
 use super::drain::Condition;
-use super::{Child, Driver, Permissions, RangeLock, Role};
+use super::{Child, Driver, NodeSpec, Permissions, RangeLock, Role};
 
 /// What becomes of discard requests to a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,7 @@ pub struct Node {
     parents: RefCell<Vec<Weak<Child>>>,
     pub(super) children: RefCell<Vec<Rc<Child>>>,
     pub(super) monitor_owned: Cell<bool>,
+    implicit: bool,
     pub(super) statistics: Cell<NodeStatistics>,
     /// Orders padded writes (read-modify-write) with aligned ones.
     pub(super) padding: RangeLock,
@@ -88,21 +89,17 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn new(
-        name: String,
-        driver: Box<dyn Driver>,
-        options: NodeOptions,
-        file_name: String,
-    ) -> Node {
+    pub(super) fn new(spec: NodeSpec, driver: Box<dyn Driver>) -> Node {
         Node {
-            name,
+            name: spec.name,
             driver,
-            options: Cell::new(options),
-            file_name: RefCell::new(file_name),
+            options: Cell::new(spec.options),
+            file_name: RefCell::new(spec.file_name),
             opened_with: RefCell::new(None),
             parents: RefCell::default(),
             children: RefCell::default(),
             monitor_owned: Cell::new(false),
+            implicit: spec.implicit,
             statistics: Cell::default(),
             padding: RangeLock::new(),
             flushes: FlushGate::default(),
@@ -191,19 +188,51 @@ impl Node {
             .cloned()
     }
 
-    /// The node behind the backing edge.
+    /// The next layer of the backing chain: filters on the way, and the node itself where it is one,
+    /// are looked through. What the backing edge itself leads to is the child's node.
     pub fn backing(&self) -> Option<Rc<Node>> {
-        self.child(Role::Backing).map(|child| child.node())
+        let edge = match self.filtered() {
+            Some(edge) => edge.node().without_filters().child(Role::Backing),
+            None => self.child(Role::Backing),
+        };
+        edge.map(|edge| edge.node().without_filters())
+    }
+
+    /// The edge to the node whose content a filter passes on; `None` for a node that is no filter.
+    pub fn filtered(&self) -> Option<Rc<Child>> {
+        if !self.driver.is_filter() {
+            return None;
+        }
+        self.child(Role::File).or_else(|| self.child(Role::Backing))
+    }
+
+    /// The first node from here down that is no filter.
+    pub fn without_filters(self: &Rc<Node>) -> Rc<Node> {
+        let mut node = self.clone();
+        while let Some(edge) = node.filtered() {
+            node = edge.node();
+        }
+        node
+    }
+
+    /// The first node from here down that the user knows of: what jobs put in without a name is not.
+    pub fn without_implicit_filters(self: &Rc<Node>) -> Rc<Node> {
+        let mut node = self.clone();
+        while let Some(edge) = node.filtered().filter(|_| node.implicit) {
+            node = edge.node();
+        }
+        node
+    }
+
+    /// Put in by a job without a name.
+    pub fn is_implicit(&self) -> bool {
+        self.implicit
     }
 
     /// The next node down its chain: the child of a filter, the backing file of any other.
     pub fn below(&self) -> Option<Rc<Node>> {
-        let backing = self.backing();
-        if !self.driver.is_filter() {
-            return backing;
-        }
-        let file = self.child(Role::File).map(|child| child.node());
-        file.or(backing)
+        let edge = self.filtered().or_else(|| self.child(Role::Backing));
+        edge.map(|edge| edge.node())
     }
 
     /// Created by `blockdev-add`, and there until `blockdev-del`.

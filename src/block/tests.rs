@@ -161,6 +161,7 @@ fn spec(name: &str, options: NodeOptions) -> NodeSpec {
         name: name.to_owned(),
         options,
         file_name: format!("{name}.img"),
+        implicit: false,
     }
 }
 

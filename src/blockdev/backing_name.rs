@@ -73,10 +73,11 @@ fn protocol_of(name: &str) -> Option<&str> {
     (!protocol.contains('/')).then_some(protocol)
 }
 
-/// The protocol node at the bottom of a node's `file` children.
+/// The protocol node at the bottom of a node's `file` children, and of what filters pass on.
 pub(super) fn file_below(node: &Node) -> Option<Rc<Node>> {
-    let mut below = node.child(Role::File)?.node();
-    while let Some(edge) = below.child(Role::File) {
+    let next = |node: &Node| node.filtered().or_else(|| node.child(Role::File));
+    let mut below = next(node)?.node();
+    while let Some(edge) = next(&below) {
         below = edge.node();
     }
     Some(below)

@@ -39,6 +39,7 @@ impl Blockdev {
             name: NAME.to_owned(),
             options,
             file_name: created.filename.clone(),
+            implicit: false,
         };
         let driver = self.file(&file, &options).await?;
         let node = self.graph.insert(spec, driver, Vec::new())?;

@@ -8,6 +8,7 @@ use crate::format::qcow2::CacheSizes;
 use crate::format::raw::RawOptions;
 use crate::protocol::file::FileKind;
 
+use super::filter_description::FilterDescription;
 use super::value::{Reader, Value, invalid};
 
 /// A node and the children that come with it.
@@ -63,6 +64,8 @@ pub enum DriverOptions {
         /// Everything else.
         options: Qcow2Description,
     },
+    /// A filter.
+    Filter(FilterDescription),
 }
 
 /// Options of `file` and `host_device`.
@@ -134,6 +137,7 @@ impl DriverOptions {
             DriverOptions::Null(null) => null.driver_name,
             DriverOptions::Raw { .. } => "raw",
             DriverOptions::Qcow2 { .. } => "qcow2",
+            DriverOptions::Filter(filter) => filter.name(),
         }
     }
 
@@ -141,7 +145,8 @@ impl DriverOptions {
     pub fn file(&self) -> Option<&ChildDescription> {
         match self {
             DriverOptions::Raw { file, .. } | DriverOptions::Qcow2 { file, .. } => Some(file),
-            _ => None,
+            DriverOptions::Filter(filter) => Some(&filter.child),
+            DriverOptions::File(_) | DriverOptions::Null(_) => None,
         }
     }
 
@@ -186,6 +191,9 @@ impl Description {
                 backing: BackingDescription::parse(&mut reader)?,
                 options: Qcow2Description::parse(&mut reader)?,
             },
+            "copy-on-read" => {
+                DriverOptions::Filter(FilterDescription::parse_copy_on_read(&mut reader)?)
+            }
             other => {
                 let message = format!("Parameter 'driver' does not accept value '{other}'");
                 return Err(Error::new(ErrorKind::Unsupported, message));
@@ -305,7 +313,8 @@ impl Qcow2Description {
 }
 
 impl ChildDescription {
-    fn parse_file(reader: &mut Reader) -> Result<ChildDescription> {
+    /// The `file` child, which must be there.
+    pub(super) fn parse_file(reader: &mut Reader) -> Result<ChildDescription> {
         match reader.take("file") {
             Some(value) => ChildDescription::parse(value, &reader.path_of("file")),
             None => Err(reader.missing("file")),

@@ -4,9 +4,9 @@
 //! `json:` with the options of the whole tree.
 
 use std::fmt::Write as _;
+use std::rc::Rc;
 
-use crate::block::{Graph, Node, Role};
-
+use crate::block::{Child, Graph, Node, Role};
 use crate::protocol::file::Identity;
 
 use super::backing_name::{combine, file_below};
@@ -58,6 +58,9 @@ fn headers_agree(node: &Node) -> bool {
         DriverOptions::Raw { part, .. } if !part.is_whole() => return false,
         _ => {}
     }
+    if node.driver().is_filter() {
+        return false;
+    }
     let Some(below) = node.child(Role::File) else {
         return true;
     };
@@ -65,7 +68,9 @@ fn headers_agree(node: &Node) -> bool {
         return false;
     }
     let named = header_reference(node).map(|reference| combine(node, &reference.file));
-    match (named, node.backing()) {
+    let attached = node.child(Role::Backing);
+    let attached = attached.map(|edge| edge.node().without_implicit_filters());
+    match (named, attached) {
         (None, None) => true,
         (Some(name), Some(backing)) => {
             let file = identity_of(&backing);
@@ -81,11 +86,18 @@ pub(super) fn is_overridden(node: &Node) -> bool {
         return false;
     };
     let automatic = origin.automatic_backing.borrow();
-    let attached = node.backing().map(|backing| backing.file_name());
+    let attached = node.child(Role::Backing);
+    let attached = attached.map(|edge| edge.node().file_name());
     *automatic != attached
 }
 
+/// A filter that a job put in is called after what it filters if it has no name of its own, or sits on
+/// a backing edge.
 fn name_of(node: &Node) -> String {
+    let unseen = |edge: &Rc<Child>| node.is_implicit() || edge.role() == Role::Backing;
+    if let Some(edge) = node.filtered().filter(unseen) {
+        return edge.node().file_name();
+    }
     match plain_name(node) {
         Some(name) => name,
         None => format!("json:{}", tree_of(node)),
@@ -99,6 +111,7 @@ fn plain_name(node: &Node) -> Option<String> {
     match &given.driver {
         DriverOptions::File(file) => Some(file.filename.clone()),
         DriverOptions::Null(null) => null_name(null),
+        DriverOptions::Filter(_) => None,
         DriverOptions::Raw { part, .. } if !part.is_whole() => None,
         _ if is_overridden(node) => None,
         _ => {
@@ -145,15 +158,19 @@ fn tree_of(node: &Node) -> String {
             tree.text("driver", "qcow2");
             tree.child(node, Role::File);
         }
+        DriverOptions::Filter(filter) => {
+            tree.text("driver", filter.name());
+            tree.child(node, Role::File);
+        }
     }
     tree.finish()
 }
 
-/// A filter that a job put in has its child and nothing else.
+/// A filter that a job put in has what it filters and nothing else.
 fn filter_tree(node: &Node) -> String {
     let mut tree = Members::default();
     tree.text("driver", node.driver().driver_name());
-    for edge in node.children() {
+    if let Some(edge) = node.filtered() {
         tree.child(node, edge.role());
     }
     tree.finish()
@@ -176,7 +193,7 @@ impl Members {
 
     fn child(&mut self, node: &Node, role: Role) {
         let value = match node.child(role) {
-            Some(edge) => tree_of(&edge.node()),
+            Some(edge) => tree_of(&edge.node().without_implicit_filters()),
             None => "null".to_owned(),
         };
         self.0.push(format!("\"{}\": {value}", role.name()));

@@ -6,7 +6,7 @@ use crate::block::{Node, Role};
 use crate::format::qcow2::{Qcow2, Qcow2Info};
 use crate::protocol::file::File;
 
-use super::backing_name::combine;
+use super::backing_name::{combine, file_below};
 
 /// An image and what lies below it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,10 +46,33 @@ pub enum FormatSpecific {
     Qcow2(Qcow2Info),
 }
 
+/// How much of the graph an answer shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Show {
+    /// The node alone.
+    Flat,
+    /// All below it.
+    All,
+    /// All below it but for filters that jobs put in without a name.
+    Known,
+}
+
 /// The image behind a node, with everything below.
 pub fn image_info(node: &Rc<Node>) -> ImageInfo {
+    image_below(node, Show::All)
+}
+
+/// As [`image_info`]. A filter's child stands where the backing image of others does, as in QEMU.
+pub(super) fn image_below(node: &Rc<Node>, show: Show) -> ImageInfo {
     let mut info = flat_info(node);
-    info.backing_image = node.backing().map(|backing| Box::new(image_info(&backing)));
+    let below = node.filtered().or_else(|| node.child(Role::Backing));
+    info.backing_image = below.map(|edge| {
+        let next = match show {
+            Show::Known => edge.node().without_implicit_filters(),
+            _ => edge.node(),
+        };
+        Box::new(image_below(&next, show))
+    });
     info.children = node
         .children()
         .iter()
@@ -62,6 +85,9 @@ pub fn image_info(node: &Rc<Node>) -> ImageInfo {
 /// The image behind a node, without what is below.
 pub(super) fn flat_info(node: &Node) -> ImageInfo {
     let qcow2 = node.driver_as::<Qcow2>().map(Qcow2::info);
+    let filtered = node.filtered().map(|edge| edge.node().without_filters());
+    let filtered = filtered.and_then(|node| Some(node.driver_as::<Qcow2>()?.info()));
+    let shown = qcow2.as_ref().or(filtered.as_ref());
     let is_file = node.driver_as::<File>().is_some();
     let backing = qcow2.as_ref().and_then(|info| info.backing.clone());
     let (backing_filename, backing_filename_format) = match backing {
@@ -73,8 +99,8 @@ pub(super) fn flat_info(node: &Node) -> ImageInfo {
         format: node.driver().driver_name(),
         virtual_size: node.size(),
         actual_size: allocated_bytes(node),
-        cluster_size: qcow2.as_ref().map(|info| info.cluster_size),
-        dirty_flag: qcow2.as_ref().is_some_and(|info| info.dirty),
+        cluster_size: shown.map(|info| info.cluster_size),
+        dirty_flag: shown.is_some_and(|info| info.dirty),
         full_backing_filename: backing_filename.as_ref().map(|name| combine(node, name)),
         backing_filename,
         backing_filename_format,
@@ -92,9 +118,8 @@ fn allocated_bytes(node: &Node) -> Option<u64> {
     if let Some(file) = node.driver_as::<File>() {
         return file.allocated_bytes().ok();
     }
-    let mut below = node.child(Role::File)?.node();
-    while let Some(edge) = below.child(Role::File) {
-        below = edge.node();
-    }
-    below.driver_as::<File>()?.allocated_bytes().ok()
+    file_below(node)?
+        .driver_as::<File>()?
+        .allocated_bytes()
+        .ok()
 }

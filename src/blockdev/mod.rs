@@ -19,6 +19,7 @@ mod create;
 mod description;
 mod effective;
 mod file_name;
+mod filter_description;
 mod image_info;
 mod names;
 mod open;
@@ -45,6 +46,7 @@ pub use description::{
     BackingDescription, ChildDescription, Description, DriverOptions, FileDescription,
     NullDescription, Qcow2Description, SharedOptions,
 };
+pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
 pub use names::{check_not_backing, find_device_or_node, find_either, find_node, is_well_formed};
 pub use query::{NodeInfo, StatisticsInfo};

@@ -85,17 +85,12 @@ fn not_found(device: &str, node_name: &str) -> Error {
     Error::new(ErrorKind::NotFound, message)
 }
 
-/// A backing file of another node is left alone.
+/// A backing file of another node is left alone, also where filters are between them.
 ///
 /// # Errors
 /// [`ErrorKind::InUse`] naming the overlay.
 pub fn check_not_backing(node: &Rc<Node>) -> Result<()> {
-    let overlay = node
-        .parents()
-        .into_iter()
-        .find(|edge| edge.role() == Role::Backing)
-        .and_then(|edge| edge.parent_node());
-    match overlay {
+    match overlay_of(node) {
         None => Ok(()),
         Some(overlay) => Err(Error::new(
             ErrorKind::InUse,
@@ -106,6 +101,17 @@ pub fn check_not_backing(node: &Rc<Node>) -> Result<()> {
             ),
         )),
     }
+}
+
+/// A node whose backing file this is.
+fn overlay_of(node: &Rc<Node>) -> Option<Rc<Node>> {
+    node.parents().into_iter().find_map(|edge| {
+        let parent = edge.parent_node()?;
+        if parent.driver().is_filter() {
+            return overlay_of(&parent);
+        }
+        (edge.role() == Role::Backing).then_some(parent)
+    })
 }
 
 #[cfg(test)]

@@ -140,6 +140,7 @@ impl Blockdev {
             name,
             options,
             file_name: String::new(),
+            implicit: false,
         };
         self.graph.insert(spec, driver, edge.into_iter().collect())
     }
@@ -163,6 +164,7 @@ impl Blockdev {
                 },
                 Some(edge),
             ) => self.qcow2(name, special, edge, options).await,
+            (DriverOptions::Filter(filter), Some(edge)) => self.filter(&filter.options, edge),
             _ => unreachable!("{} was opened with the wrong children", driver.name()),
         }
     }
@@ -225,6 +227,8 @@ impl Blockdev {
 fn first_permissions(driver: &DriverOptions, options: &NodeOptions) -> Permissions {
     match driver {
         DriverOptions::Raw { part, .. } => Raw::file_permissions(part),
+        // Opening a filter reads and writes nothing.
+        DriverOptions::Filter(_) => Permissions::NONE,
         _ => Permissions::NONE.for_format_file(!options.read_only),
     }
 }

@@ -6,7 +6,7 @@ use crate::block::{Node, NodeOptions, NodeStatistics, Role};
 use crate::error::Result;
 use crate::protocol::file::{DiscardStatistics, File};
 
-use super::image_info::{ImageInfo, flat_info, image_info};
+use super::image_info::{ImageInfo, Show, flat_info, image_below};
 use super::{Blockdev, names};
 
 /// A node, in the shape of QEMU's `BlockDeviceInfo`.
@@ -20,9 +20,9 @@ pub struct NodeInfo {
     pub file: String,
     /// Options as they are now: `ro`, `cache`, `detect_zeroes`.
     pub options: NodeOptions,
-    /// File name of the attached backing node.
+    /// File name of the attached backing node; a filter has none.
     pub backing_file: Option<String>,
-    /// Backing nodes below; 0 in a flat answer.
+    /// Backing and filtered nodes below; 0 in a flat answer.
     pub backing_file_depth: u64,
     /// The image behind it.
     pub image: ImageInfo,
@@ -47,16 +47,19 @@ impl Blockdev {
     /// All nodes, newest first. `flat`: without the images below each.
     pub fn query_named_block_nodes(&self, flat: bool) -> Vec<NodeInfo> {
         let nodes = self.graph.nodes();
-        nodes.iter().map(|node| node_info(node, flat)).collect()
+        let show = if flat { Show::Flat } else { Show::All };
+        nodes.iter().map(|node| node_info(node, show)).collect()
     }
 
-    /// One node with the images below it.
+    /// What a user of this node has before him, with the images below it: filters that jobs put in
+    /// without a name are looked through.
     ///
     /// # Errors
     /// There is no such node.
     pub fn query_node(&self, node_name: &str) -> Result<NodeInfo> {
         let node = names::find_node(&self.graph, node_name)?;
-        Ok(node_info(&node, false))
+        let known = node.without_implicit_filters();
+        Ok(node_info(&known, Show::Known))
     }
 
     /// Counters of all nodes, oldest first.
@@ -66,31 +69,29 @@ impl Blockdev {
     }
 }
 
-fn node_info(node: &Rc<Node>, flat: bool) -> NodeInfo {
-    let image = if flat {
-        flat_info(node)
-    } else {
-        image_info(node)
+fn node_info(node: &Rc<Node>, show: Show) -> NodeInfo {
+    let image = match show {
+        Show::Flat => flat_info(node),
+        _ => image_below(node, show),
     };
+    let backing = node.child(Role::Backing);
+    let backing = backing.filter(|_| !node.driver().is_filter());
     NodeInfo {
         node_name: node.name().to_owned(),
         driver: node.driver().driver_name(),
         file: node.file_name(),
         options: node.options(),
-        backing_file: node.backing().map(|backing| backing.file_name()),
-        backing_file_depth: if flat { 0 } else { depth_of(node) },
+        backing_file: backing.map(|edge| edge.node().file_name()),
+        backing_file_depth: depth_of(&image),
         image,
     }
 }
 
-fn depth_of(node: &Rc<Node>) -> u64 {
-    let mut depth = 0;
-    let mut next = node.backing();
-    while let Some(backing) = next {
-        depth += 1;
-        next = backing.backing();
-    }
-    depth
+fn depth_of(image: &ImageInfo) -> u64 {
+    let layers = std::iter::successors(image.backing_image.as_deref(), |image| {
+        image.backing_image.as_deref()
+    });
+    layers.count() as u64
 }
 
 fn statistics(node: &Node) -> StatisticsInfo {

@@ -156,7 +156,7 @@ impl Blockdev {
     ) -> Result<()> {
         let Replacement { parent, role, new } = replacement;
         if *role == Role::Backing {
-            let before = parent.backing();
+            let before = parent.child(Role::Backing).map(|edge| edge.node());
             self.graph.set_backing(drained, parent, new.as_ref())?;
             steps.push(Step::Backing(parent.clone(), before));
             return Ok(());

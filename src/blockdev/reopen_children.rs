@@ -11,6 +11,7 @@ use super::description::{
     BackingDescription, ChildDescription, Description, DriverOptions, SharedOptions,
 };
 use super::effective::{Source, resolve};
+use super::filter_description::{FilterDescription, FilterOptions};
 use super::open::{check_aio, check_qcow2};
 use super::origin::Origin;
 use super::reopen::{Change, Replacement};
@@ -43,7 +44,7 @@ impl<'a> Plan<'a> {
     fn add(&mut self, node: &Rc<Node>, given: Description, source: Source) -> Result<()> {
         let options = resolve(&given.shared, source)?;
         check_fixed(node, &given, &options)?;
-        let has_backing = node.backing().is_some() || header_reference(node).is_some();
+        let has_backing = node.child(Role::Backing).is_some() || header_reference(node).is_some();
         if has_backing && matches!(given.driver.backing(), Some(BackingDescription::FromHeader)) {
             return Err(value::invalid(format!(
                 "backing is missing for '{}'",
@@ -74,7 +75,7 @@ impl<'a> Plan<'a> {
         match backing {
             BackingDescription::FromHeader => Ok(()),
             BackingDescription::Nothing => {
-                if node.backing().is_some() {
+                if node.child(Role::Backing).is_some() {
                     self.replacements.push(Replacement {
                         parent: node.clone(),
                         role: Role::Backing,
@@ -247,9 +248,23 @@ fn check_fixed_of_driver(
                 return Err(cannot_change("discard-no-unref"));
             }
         }
+        (_, DriverOptions::Filter(filter)) => check_filter(node, filter)?,
         _ => {}
     }
     Ok(())
+}
+
+fn check_filter(node: &Node, now: &FilterDescription) -> Result<()> {
+    match now.options {
+        FilterOptions::CopyOnRead { .. } => Err(Error::new(
+            ErrorKind::Unsupported,
+            format!(
+                "Block format '{}' used by node '{}' does not support reopening files",
+                now.name(),
+                node.name()
+            ),
+        )),
+    }
 }
 
 fn cannot_change(option: &str) -> Error {

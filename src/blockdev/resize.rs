@@ -106,7 +106,7 @@ impl Blockdev {
 
 /// `image` is `root` or below it in its backing chain.
 fn contains(root: &Rc<Node>, image: &Rc<Node>) -> bool {
-    let mut node = Some(root.clone());
+    let mut node = Some(root.without_filters());
     while let Some(layer) = node {
         if Rc::ptr_eq(&layer, image) {
             return true;

@@ -248,7 +248,7 @@ impl Blockdev {
         set_read_only(&nodes, false);
         let refreshed = self.graph.refresh_permissions(std::slice::from_ref(node));
         let opened = match refreshed {
-            Ok(()) => node.driver().set_read_only(false).await,
+            Ok(()) => tell_drivers(nodes.iter().rev(), false).await,
             Err(error) => Err(error),
         };
         if let Err(error) = opened {
@@ -267,12 +267,12 @@ impl Blockdev {
         if node.options().read_only {
             return Ok(());
         }
-        node.driver().set_read_only(true).await?;
         let nodes = with_adopted_files(node);
+        tell_drivers(nodes.iter(), true).await?;
         set_read_only(&nodes, true);
         if let Err(error) = self.graph.refresh_permissions(std::slice::from_ref(node)) {
             set_read_only(&nodes, false);
-            node.driver().set_read_only(false).await?;
+            tell_drivers(nodes.iter().rev(), false).await?;
             return Err(error);
         }
         if let Some(origin) = Origin::of(node) {
@@ -317,6 +317,24 @@ fn with_adopted_files(node: &Rc<Node>) -> Vec<Rc<Node>> {
         parent = child;
     }
     nodes
+}
+
+/// Drivers write out before they turn read-only, upper ones first, and get ready to write after, lower
+/// ones first. Where one cannot, those before go back.
+async fn tell_drivers(
+    nodes: impl Iterator<Item = &Rc<Node>> + Clone,
+    read_only: bool,
+) -> Result<()> {
+    for (told, node) in nodes.clone().enumerate() {
+        if let Err(error) = node.driver().set_read_only(read_only).await {
+            let before: Vec<&Rc<Node>> = nodes.take(told).collect();
+            for node in before.into_iter().rev() {
+                node.driver().set_read_only(!read_only).await?;
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 fn set_read_only(nodes: &[Rc<Node>], read_only: bool) {

@@ -295,6 +295,7 @@ mod tests {
             name: "disk".to_owned(),
             options: NodeOptions::default(),
             file_name: String::new(),
+            implicit: false,
         };
         let node = graph
             .insert(spec, disk.driver(), Vec::new())

@@ -57,6 +57,7 @@ pub fn insert_with(
         name: name.to_owned(),
         options,
         file_name: name.to_owned(),
+        implicit: false,
     };
     match graph.insert(spec, driver, children) {
         Ok(node) => node,

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use liveblk::block::{Child, Graph, Node, Permissions, Role};
 use liveblk::error::Result;
+use liveblk::filter::{CopyOnRead, GuestReads};
 use liveblk::format::qcow2::check::{CheckResult, check};
 use liveblk::format::qcow2::create::{CreateOptions, create};
 use liveblk::format::qcow2::{CacheSizes, OpenOptions, Qcow2};
@@ -224,6 +225,19 @@ impl Chain {
         drop(drained);
         self.disks.push(disk);
         Ok(())
+    }
+
+    /// Puts a copy-on-read filter on top, as a stream job does: requests wait meanwhile.
+    pub(crate) async fn copy_on_read(&mut self, reads: GuestReads) -> Result<Rc<Node>> {
+        let top = self.guest.node();
+        let name = format!("copy{}", self.graph.nodes().len());
+        let graph = &self.graph;
+        let file = graph.attach_for(&name, Role::File, &top, Permissions::NONE)?;
+        let driver = CopyOnRead::new(file.clone(), None, reads);
+        let node = insert_with(graph, &name, Box::new(driver), vec![file], writable());
+        let drained = graph.drain(&[top, node.clone()]).await?;
+        graph.redirect(&drained, std::slice::from_ref(&self.guest), &node)?;
+        Ok(node)
     }
 
     /// What is left of every disk after power failed.

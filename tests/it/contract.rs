@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use liveblk::block::{Child, Graph, Node, Permissions, Role};
+use liveblk::filter::{CopyOnRead, GuestReads};
 use liveblk::format::raw::{Raw, RawOptions};
 use liveblk::protocol::file::{File, FileKind, FileOptions};
 use liveblk::protocol::null::{Null, NullOptions};
@@ -255,6 +256,36 @@ fn qcow2_overlays() {
                 ..subject("overlay", guest, bytes)
             };
             check_contract(chain, seed).await;
+        });
+    });
+}
+
+/// A chain of two layers under a filter that fills the upper one.
+#[test]
+fn copy_on_read() {
+    for_each_seed("contract::copy_on_read", 20, |seed| {
+        simulate(seed, |handle| async move {
+            let mut random = Random::new(seed);
+            let graph = Graph::new();
+            let geometry = Geometry::draw(&mut random);
+            let size = 512 * random.below(300) + (3 << geometry.cluster_bits);
+            let bytes = content(&mut random, size);
+            let base = insert(&graph, "base", disk_of(&handle, &bytes, seed).driver());
+            let disk = any_disk(&handle, &mut random, &[]);
+            let created = create_on(&disk, &geometry.create_options(size)).await;
+            created.expect("valid options");
+            let opened = open_image(&graph, "top", &disk, &geometry, Some(&base), false).await;
+            let top = opened.expect("a valid image");
+            let file = file_child(&graph, "copy", &top, Permissions::NONE);
+            let driver = CopyOnRead::new(file.clone(), None, GuestReads::Copy);
+            let node = insert_with(&graph, "copy", Box::new(driver), vec![file], writable());
+            let guest = attach(&graph, &node, full_access());
+            let filter = Subject {
+                resizable: Some(512),
+                unit: 1 << geometry.cluster_bits,
+                ..subject("copy-on-read", guest, bytes)
+            };
+            check_contract(filter, seed).await;
         });
     });
 }

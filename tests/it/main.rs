@@ -14,6 +14,8 @@ mod cli_usage;
 mod compressed;
 #[cfg(feature = "testing")]
 mod contract;
+#[cfg(feature = "testing")]
+mod copy_on_read;
 mod differential;
 #[cfg(feature = "testing")]
 mod hostile;

@@ -224,6 +224,7 @@ impl Site {
             name: name.into(),
             options,
             file_name: name.into(),
+            implicit: false,
         };
         let driver = Box::new(MemoryNode::new(&self.handle, size));
         let node = self.graph.insert(spec, driver, Vec::new()).unwrap();

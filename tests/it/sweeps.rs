@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use liveblk::filter::GuestReads;
 use liveblk::runtime::{Handle, Runtime};
 use liveblk::testing::{
     DiskOperation, DiskOptions, Fault, Model, Power, Random, Request, VolatileStore, Workload,
@@ -28,6 +29,8 @@ struct Plan {
     workload: WorkloadOptions,
     size: u64,
     rounds: u64,
+    /// Each overlay is filled by what is read through it.
+    copy_on_read: bool,
 }
 
 impl Plan {
@@ -51,6 +54,7 @@ impl Plan {
             },
             size,
             rounds: 2 + random.below(4),
+            copy_on_read: false,
             geometry,
         }
     }
@@ -122,7 +126,7 @@ async fn doings(machine: Rc<RefCell<Machine>>, plan: Plan) {
         let workload = machine.borrow().workload.clone();
         workload.run(10 + random.below(40)).await;
         match random.below(5) {
-            0 => snapshot(&machine).await,
+            0 => snapshot(&machine, plan.copy_on_read).await,
             1 => {
                 let sectors = plan.size / 1024 + random.below(plan.size / 512);
                 workload.resize(sectors * 512).await;
@@ -140,10 +144,14 @@ async fn doings(machine: Rc<RefCell<Machine>>, plan: Plan) {
     clippy::await_holding_refcell_ref,
     reason = "nobody else borrows meanwhile"
 )]
-async fn snapshot(machine: &Rc<RefCell<Machine>>) {
+async fn snapshot(machine: &Rc<RefCell<Machine>>, copy_on_read: bool) {
     let mut machine = machine.borrow_mut();
     if machine.chain.disks.len() < 4 {
         machine.chain.snapshot().await.expect("no fault");
+        if copy_on_read {
+            let filter = machine.chain.copy_on_read(GuestReads::Copy).await;
+            filter.expect("no fault");
+        }
     }
 }
 
@@ -303,6 +311,19 @@ fn growing_tables_survive_a_crash_anywhere() {
     for_each_seed("growing_tables_survive", 6, |seed| {
         let plan = Plan::growing_tables(seed);
         if let Err(wrong) = crash_sweep(&plan, 10) {
+            panic!("{wrong}\n{plan:?}");
+        }
+    });
+}
+
+#[test]
+fn copies_on_read_lose_nothing_in_a_crash_anywhere() {
+    for_each_seed("copies_on_read_lose_nothing", 12, |seed| {
+        let mut plan = Plan::draw(seed);
+        plan.copy_on_read = true;
+        plan.rounds = 6;
+        plan.workload.mix.push((Request::Read, 60));
+        if let Err(wrong) = crash_sweep(&plan, 20) {
             panic!("{wrong}\n{plan:?}");
         }
     });

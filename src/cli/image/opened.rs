@@ -61,6 +61,7 @@ impl Opened {
                 ..NodeOptions::default()
             },
             file_name: filename.to_string(),
+            implicit: false,
         };
         let node = graph.insert(spec, Box::new(driver), Vec::new())?;
         // As a format's file: the edge of a user of the graph could not grow it.

@@ -28,6 +28,7 @@ fn spec(name: &str) -> NodeSpec {
             ..NodeOptions::default()
         },
         file_name: String::new(),
+        implicit: false,
     }
 }
 

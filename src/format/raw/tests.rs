@@ -20,6 +20,7 @@ fn open(graph: &Graph, options: RawOptions) -> Result<Raw> {
         name: "file".into(),
         options: NodeOptions::default(),
         file_name: "null-co://".into(),
+        implicit: false,
     };
     let node = graph
         .insert(spec, Box::new(null), Vec::new())

@@ -34,6 +34,7 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
     variants: Some(Variants {
         tag: "driver",
         branches: &[
+            ("copy-on-read", &COPY_ON_READ_OPTIONS),
             ("file", &FILE_OPTIONS),
             ("host_device", &FILE_OPTIONS),
             ("null-aio", &NULL_OPTIONS),
@@ -47,7 +48,15 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
 /// The drivers that there are.
 pub(super) static DRIVER: Enum = Enum {
     name: "BlockdevDriver",
-    values: &["file", "host_device", "null-aio", "null-co", "qcow2", "raw"],
+    values: &[
+        "copy-on-read",
+        "file",
+        "host_device",
+        "null-aio",
+        "null-co",
+        "qcow2",
+        "raw",
+    ],
 };
 
 static DEL_ARGS: Object = Object::new("blockdev-del-arg", &[req("node-name", STR)]);
@@ -135,6 +144,9 @@ static FORMAT_OPTIONS: Object = Object::new(
     "BlockdevOptionsGenericFormat",
     &[req("file", Type::Alternate(&BLOCKDEV_REF))],
 );
+
+static COPY_ON_READ_OPTIONS: Object =
+    Object::new("BlockdevOptionsCor", &[opt("bottom", STR)]).based(&FORMAT_OPTIONS);
 
 static RAW_OPTIONS: Object = Object::new(
     "BlockdevOptionsRaw",

@@ -1,0 +1,13 @@
+//! Filters: nodes that change the traffic of one child and have no content of their own.
+//!
+//! Users put them in by `blockdev-add` and `blockdev-reopen`, jobs by themselves. They open nothing:
+//! children are handed to them. Whoever walks a chain looks through them
+//! ([`Node::without_filters`](crate::block::Node::without_filters)).
+//!
+//! Invariants:
+//! - What is read through a filter is what its child has.
+//! - Nothing waits in a filter that a drained section could not wait for.
+
+mod copy_on_read;
+
+pub use copy_on_read::{CopyOnRead, GuestReads};
