@@ -5,11 +5,11 @@ use std::rc::Rc;
 use nix::errno::Errno;
 
 use crate::block::{Child, ExtentKind, TruncateOptions, WriteFlags, ZeroFlags};
-use crate::buffer::MemorySlice;
+use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
 
-use super::{KernelPages, Random, stamped};
+use super::{KernelPages, Random, file_slice_of, stamped};
 
 /// A node, and what is promised of it.
 pub struct Subject {
@@ -215,20 +215,27 @@ impl Contract {
         let bytes = stamped(self.stamp, &range);
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::FUA, durable);
-        let pages = self.subject.kernel_pages && !range.is_empty() && self.random.percent(40);
-        let payload = if pages {
-            KernelPages::of_write(&bytes).payload()
-        } else {
-            let skew = self.random.below(3) as usize;
-            let buffer = MemorySlice::zeroed(bytes.len() + skew).slice(skew, bytes.len());
-            buffer.copy_in(0, &bytes);
-            buffer.into()
-        };
+        let payload = self.payload_of(&bytes);
         let outcome = self.guest().write(range.start(), payload, flags).await;
         self.must(&format!("write of {range}"), outcome);
         self.put(&range, &bytes);
         self.read(&range).await;
         self.allocated(&range).await;
+    }
+
+    /// Memory of any alignment, pages of a guest, or a part of a file.
+    fn payload_of(&mut self, bytes: &[u8]) -> Payload {
+        let pages = self.subject.kernel_pages && !bytes.is_empty() && self.random.percent(40);
+        if pages {
+            return KernelPages::of_write(bytes).payload();
+        }
+        if self.random.percent(30) {
+            return self.must("a file in memory", file_slice_of(bytes)).into();
+        }
+        let skew = self.random.below(3) as usize;
+        let buffer = MemorySlice::zeroed(bytes.len() + skew).slice(skew, bytes.len());
+        buffer.copy_in(0, bytes);
+        buffer.into()
     }
 
     /// What was written is not said to be zeroes or not there.

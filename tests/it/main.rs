@@ -14,6 +14,7 @@ mod cli_usage;
 mod compressed;
 #[cfg(feature = "testing")]
 mod contract;
+mod copy;
 #[cfg(feature = "testing")]
 mod copy_on_read;
 mod differential;

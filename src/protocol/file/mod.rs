@@ -330,4 +330,6 @@ impl Driver for File {
 }
 
 #[cfg(test)]
+mod from_file_tests;
+#[cfg(test)]
 mod tests;
