@@ -153,8 +153,10 @@ pub trait Driver: Any {
         None
     }
 
-    /// Writes of another file's bytes are carried out here, without work on this thread.
-    fn writes_files(&self) -> bool {
+    /// A write of these bytes of another file is carried out here, off this thread, and is cheaper than
+    /// reading them and writing them as memory.
+    fn writes_file(&self, slice: &FileSlice) -> bool {
+        let _ = slice;
         false
     }
 

@@ -160,6 +160,7 @@ impl fmt::Debug for FileSlice {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::buffer::Payload;
 
     fn source(content: &[u8], alignment: u32) -> SourceFile {
         let mut file = tempfile::tempfile().expect("a file");
@@ -203,6 +204,21 @@ mod tests {
         assert_eq!(error.errno(), Errno::EISDIR);
         let told = slice.read_error().expect("a read failed");
         assert_eq!(told.errno(), Errno::EISDIR);
+    }
+
+    #[test]
+    fn zeroes_are_seen_and_nothing_is_filled() {
+        let mut bytes = vec![0; 300_000];
+        bytes[299_999] = 1;
+        let slice = FileSlice::new(source(&bytes, 1), ByteRange::between(0, 300_000));
+        let whole = Payload::from(slice);
+        assert!(!whole.is_zero().expect("readable"));
+        assert!(whole.slice(0, 299_999).is_zero().expect("readable"));
+        assert!(whole.to_memory().expect("readable").to_vec() == bytes);
+        let refused = [whole.fill_zero(), whole.copy_in(0, &MemorySlice::zeroed(1))];
+        for result in refused {
+            assert_eq!(result.expect_err("not to be filled").errno(), Errno::EINVAL);
+        }
     }
 
     #[test]

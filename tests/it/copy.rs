@@ -107,7 +107,7 @@ async fn copy_all(
         let end = size.min(start + piece);
         at.set(end);
         let (copier, from, to) = (copier.clone(), from.clone(), to.clone());
-        (start < end).then(|| async move {
+        (start < end).then_some(async move {
             let range = ByteRange::between(start, end);
             copier.copy(&from, &to, range).await
         })

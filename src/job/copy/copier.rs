@@ -132,7 +132,10 @@ impl Copier {
             overlays: is_below(&source, &target),
             unit: unit_of(&target).min(largest_power(most)),
             most,
-            file_slices: self.options.file_slices && takes_files(&target),
+            file_writer: match self.options.file_slices {
+                true => file_writer(&target),
+                false => None,
+            },
         };
         planner.step(ByteRange::between(rest.start(), end)).await
     }
@@ -189,17 +192,17 @@ fn unit_of(target: &Rc<Node>) -> u64 {
     u64::from(limits.optimal_transfer.max(limits.request_alignment))
 }
 
-/// Whether a slice of a file gets through to who writes it off this thread. A node that looks for
-/// zeroes would read it here.
-fn takes_files(target: &Rc<Node>) -> bool {
+/// Who writes what is written to the target, if parts of files get through to it. A node on the way
+/// that looks for zeroes would read them on this thread.
+fn file_writer(target: &Rc<Node>) -> Option<Rc<Node>> {
     let mut node = target.clone();
     while node.options().detect_zeroes == DetectZeroes::Off {
         match node.child(Role::File) {
             Some(file) => node = file.node(),
-            None => return node.driver().writes_files(),
+            None => return Some(node),
         }
     }
-    false
+    None
 }
 
 /// The node that a stack of filters filters.

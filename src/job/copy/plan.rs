@@ -39,7 +39,8 @@ pub(super) struct Planner<'a> {
     pub(super) unit: u64,
     /// Longest step through memory; not below the unit.
     pub(super) most: u64,
-    pub(super) file_slices: bool,
+    /// Who would write parts of files.
+    pub(super) file_writer: Option<Rc<Node>>,
 }
 
 /// A range of which the source says one thing.
@@ -149,12 +150,14 @@ impl Planner<'_> {
         else {
             return None;
         };
-        if !self.file_slices || status.filtered {
+        if status.filtered {
             return None;
         }
+        let writer = self.file_writer.as_ref()?.driver();
         let file = status.node.as_ref()?.child(Role::File)?.node();
         let range = ByteRange::new(offset, status.extent.length)?;
-        file.driver().file_slice(range)
+        let slice = file.driver().file_slice(range)?;
+        writer.writes_file(&slice).then_some(slice)
     }
 }
 

@@ -141,6 +141,25 @@ fn any_range_is_copied_and_nothing_beside_it() {
 }
 
 #[test]
+fn a_filter_is_no_layer() {
+    simulate(1, |handle| async move {
+        let graph = Graph::new();
+        let disk = disk_of(&handle, &[1; 8192], 1);
+        let edge = filtered(&graph, &disk);
+        let below = edge.node().below().expect("a filter has a child");
+        let whole = ByteRange::between(0, 8192);
+        let status = edge.status_through(whole, None).await.expect("status");
+        assert_eq!((status.depth, status.filtered), (1, true));
+        assert_eq!(status.extent, Extent::data(8192, 0));
+        assert!(status.node.is_some_and(|node| Rc::ptr_eq(&node, &below)));
+        let above = edge.status_through(whole, Some(&below)).await;
+        let above = above.expect("status");
+        assert_eq!((above.depth, above.extent), (0, Extent::unallocated(8192)));
+        assert!(above.node.is_none());
+    });
+}
+
+#[test]
 fn zeroes_go_as_zeroes() {
     simulate(1, |handle| async move {
         let graph = Graph::new();

@@ -72,6 +72,19 @@ impl File {
         }
     }
 
+    /// Past the cache the ring keeps more in flight than a helper thread, and needs no copying either;
+    /// there only sharing blocks is better.
+    pub(super) fn gains_by(&self, slice: &FileSlice) -> bool {
+        let cached = !self.descriptor().access().direct && !slice.file().direct;
+        cached || self.may_clone(slice)
+    }
+
+    fn may_clone(&self, slice: &FileSlice) -> bool {
+        self.clones.get()
+            && self.device == DeviceKind::File
+            && self.descriptor().device() == slice.file().device
+    }
+
     fn target(&self, offset: u64, slice: &FileSlice) -> Target {
         let descriptor = self.descriptor();
         let block = u64::from(self.block_size);
@@ -80,9 +93,7 @@ impl File {
             offset,
             direct: descriptor.access().direct,
             alignment: u64::from(self.alignment.get().request),
-            clones: self.clones.get()
-                && self.device == DeviceKind::File
-                && descriptor.device() == slice.file().device
+            clones: self.may_clone(slice)
                 && is_aligned(offset | slice.start() | slice.length(), block),
         }
     }

@@ -294,8 +294,8 @@ impl Driver for File {
         self.slice_of(range)
     }
 
-    fn writes_files(&self) -> bool {
-        true
+    fn writes_file(&self, slice: &FileSlice) -> bool {
+        self.gains_by(slice)
     }
 
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
