@@ -5,15 +5,16 @@ use std::rc::{Rc, Weak};
 
 use nix::errno::Errno;
 
-use crate::buffer::{MemorySlice, Payload};
+use crate::buffer::Payload;
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::{ByteRange, is_aligned};
 
+use super::delivery::{deliver_discard, deliver_write, deliver_zeroes};
 use super::drain::Condition;
 use super::padding;
 use super::{
-    DetectZeroes, DiscardMode, Extent, Forward, InFlight, LockMode, Node, Permission, Permissions,
-    Transfer, TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+    DetectZeroes, Extent, Forward, InFlight, Node, Permission, Permissions, Transfer,
+    TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 
 /// What an edge is for.
@@ -29,6 +30,12 @@ pub enum Role {
     DataFile,
     /// What copies go to.
     Target,
+    /// The node that a job works for.
+    MainNode,
+    /// A node that a job keeps others off.
+    IntermediateNode,
+    /// The node that a commit goes to.
+    Base,
 }
 
 impl Role {
@@ -40,6 +47,9 @@ impl Role {
             Role::Backing => "backing",
             Role::DataFile => "data-file",
             Role::Target => "target",
+            Role::MainNode => "main node",
+            Role::IntermediateNode => "intermediate node",
+            Role::Base => "base",
         }
     }
 }
@@ -117,6 +127,16 @@ impl Child {
     /// From outside the graph.
     pub fn is_root(&self) -> bool {
         matches!(&*self.parent.borrow(), Parent::Root { .. })
+    }
+
+    /// The edge goes along when another node takes the place of the one below: its user wants what the
+    /// node shows, not the node.
+    pub fn follows(&self) -> bool {
+        let holds_on = matches!(
+            self.role,
+            Role::MainNode | Role::IntermediateNode | Role::Base
+        );
+        !holds_on
     }
 
     /// The user above, as messages call it.
@@ -283,8 +303,9 @@ impl Child {
         node.driver().truncate(size, options).await
     }
 
-    /// Waits at the gate of a root edge and counts the request.
-    pub(super) async fn enter(&self) -> Passage<'_> {
+    /// Waits at the gate of a root edge and counts what follows as one request, until dropped: for work
+    /// of several requests below the edge that a drained section must not come between.
+    pub async fn enter(&self) -> Passage<'_> {
         if self.gates.get() > 0 {
             self.changed.until(|| self.gates.get() == 0).await;
         }
@@ -342,7 +363,7 @@ fn outside(node: &Node, offset: u64, length: u64, bound: u64) -> Error {
 }
 
 /// A request between its admission and its answer.
-pub(super) struct Passage<'a> {
+pub struct Passage<'a> {
     _count: Option<InFlight>,
     child: &'a Child,
 }
@@ -423,128 +444,4 @@ fn count_transfer(node: &Node, transfer: &Transfer) {
                 .max(transfer.offset + transfer.length);
         }
     });
-}
-
-/// Zero detection and FUA, then the driver.
-async fn deliver_write(
-    node: &Rc<Node>,
-    offset: u64,
-    payload: Payload,
-    flags: WriteFlags,
-) -> Result<()> {
-    let detect = node.options().detect_zeroes;
-    if detect != DetectZeroes::Off && payload.is_zero()? {
-        let range = ByteRange::between(offset, offset + payload.length() as u64);
-        let mut zero = ZeroFlags::empty();
-        zero.set(ZeroFlags::MAY_UNMAP, detect == DetectZeroes::Unmap);
-        zero.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
-        return deliver_zeroes(node, range, zero).await;
-    }
-    let flush_after = flags.contains(WriteFlags::FUA) && !node.driver().limits().native_fua;
-    let flags = if flush_after {
-        flags - WriteFlags::FUA
-    } else {
-        flags
-    };
-    padding::write(node, offset, payload, flags).await?;
-    if flush_after {
-        node.flush().await
-    } else {
-        Ok(())
-    }
-}
-
-async fn deliver_zeroes(node: &Rc<Node>, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-    let mut driver_flags = flags - ZeroFlags::FUA;
-    if node.options().discard == DiscardMode::Ignore {
-        driver_flags -= ZeroFlags::MAY_UNMAP;
-    }
-    node.count(|statistics| {
-        statistics.highest_written = statistics.highest_written.max(range.end());
-    });
-    let limits = node.driver().limits();
-    let alignment = u64::from(limits.request_alignment);
-    let Some(middle) = range.align_inward(alignment) else {
-        write_zero_data(node, range).await?;
-        return finish_zeroes(node, flags).await;
-    };
-    let head = ByteRange::between(range.start(), middle.start());
-    let tail = ByteRange::between(middle.end(), range.end());
-    write_zero_data(node, head).await?;
-    write_zero_data(node, tail).await?;
-    let mut start = middle.start();
-    while start < middle.end() {
-        let end = middle.end().min(start.saturating_add(limits.max_zeroes));
-        zero_piece(node, ByteRange::between(start, end), driver_flags).await?;
-        start = end;
-    }
-    finish_zeroes(node, flags).await
-}
-
-async fn finish_zeroes(node: &Rc<Node>, flags: ZeroFlags) -> Result<()> {
-    if flags.contains(ZeroFlags::FUA) {
-        node.flush().await
-    } else {
-        Ok(())
-    }
-}
-
-async fn zero_piece(node: &Rc<Node>, range: ByteRange, flags: ZeroFlags) -> Result<()> {
-    let padding = padding::hold(node, range, LockMode::Shared).await;
-    let result = node
-        .driver()
-        .write_zeroes(range, flags - ZeroFlags::NO_FALLBACK)
-        .await;
-    drop(padding);
-    match result {
-        Err(error)
-            if error.errno() == Errno::EOPNOTSUPP && !flags.contains(ZeroFlags::NO_FALLBACK) =>
-        {
-            write_zero_data(node, range).await
-        }
-        other => other,
-    }
-}
-
-/// Zeroes as data, in pieces.
-async fn write_zero_data(node: &Rc<Node>, range: ByteRange) -> Result<()> {
-    if range.is_empty() {
-        return Ok(());
-    }
-    let piece = range.length().min(ZERO_PIECE);
-    let zeroes = MemorySlice::zeroed(piece as usize);
-    let mut start = range.start();
-    while start < range.end() {
-        let length = piece.min(range.end() - start);
-        let payload = Payload::from(zeroes.slice(0, length as usize));
-        padding::write(node, start, payload, WriteFlags::empty()).await?;
-        start += length;
-    }
-    Ok(())
-}
-
-const ZERO_PIECE: u64 = 1 << 20;
-
-async fn deliver_discard(node: &Rc<Node>, range: ByteRange) -> Result<()> {
-    if node.options().discard == DiscardMode::Ignore {
-        return Ok(());
-    }
-    let limits = node.driver().limits();
-    let Some(range) = range.align_inward(u64::from(limits.request_alignment)) else {
-        return Ok(());
-    };
-    let mut start = range.start();
-    while start < range.end() {
-        let end = range.end().min(start.saturating_add(limits.max_zeroes));
-        let piece = ByteRange::between(start, end);
-        let padding = padding::hold(node, piece, LockMode::Shared).await;
-        let result = node.driver().discard(piece).await;
-        drop(padding);
-        match result {
-            Err(error) if error.errno() == Errno::EOPNOTSUPP => return Ok(()),
-            result => result?,
-        }
-        start = end;
-    }
-    Ok(())
 }

@@ -11,21 +11,26 @@
 //! - An edge never has permissions that another edge to the same node does not share.
 
 mod child;
+mod delivery;
+mod dirty_bitmap;
 mod drain;
 mod driver;
 mod graph;
 mod limits;
 mod node;
+mod occupation;
 mod padding;
 mod permission;
 mod permission_update;
 mod range_lock;
+mod splice;
 mod status;
 
 #[cfg(test)]
 mod tests;
 
-pub use child::{Child, Parent, Role};
+pub use child::{Child, Parent, Passage, Role};
+pub use dirty_bitmap::DirtyBitmap;
 pub use drain::DrainedSection;
 pub use driver::{
     Driver, Forward, InFlight, IoFuture, Transfer, TransferGuard, TransferKind, TruncateOptions,
@@ -34,6 +39,7 @@ pub use driver::{
 pub use graph::{BlockEvent, Graph, NodeSpec};
 pub use limits::Limits;
 pub use node::{DetectZeroes, DiscardMode, Node, NodeOptions, NodeStatistics};
+pub use occupation::Occupation;
 pub use permission::{Permission, Permissions};
 pub use range_lock::{LockMode, RangeGuard, RangeLock};
 pub use status::{ChainStatus, Extent, ExtentKind, status_above};

@@ -8,6 +8,7 @@ use std::rc::{Rc, Weak};
 use crate::error::{Error, Result};
 
 use super::drain::Condition;
+use super::occupation::Occupations;
 use super::{Child, Driver, NodeSpec, Permissions, RangeLock, Role};
 
 /// What becomes of discard requests to a node.
@@ -86,6 +87,7 @@ pub struct Node {
     /// Orders padded writes (read-modify-write) with aligned ones.
     pub(super) padding: RangeLock,
     flushes: FlushGate,
+    pub(super) occupations: Rc<Occupations>,
 }
 
 impl Node {
@@ -103,6 +105,7 @@ impl Node {
             statistics: Cell::default(),
             padding: RangeLock::new(),
             flushes: FlushGate::default(),
+            occupations: Rc::default(),
         }
     }
 

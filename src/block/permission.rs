@@ -65,14 +65,14 @@ impl Permissions {
         }
     }
 
-    /// For a `backing` child: only read; others may do what this node's own users allow.
+    /// For a `backing` child: only read, where this node's own users read; others may do what these allow.
     pub fn for_backing(self) -> Permissions {
         let mut shared = Permission::CONSISTENT_READ | Permission::WRITE_UNCHANGED;
         if self.shared.contains(Permission::WRITE) {
             shared |= Permission::WRITE | Permission::RESIZE;
         }
         Permissions {
-            required: Permission::CONSISTENT_READ,
+            required: self.required & Permission::CONSISTENT_READ,
             shared,
         }
     }

@@ -1,0 +1,166 @@
+//! Which parts of a disk were changed.
+
+use crate::range::ByteRange;
+
+/// A bit for each `granularity` bytes of a disk, set where something in them was changed.
+pub struct DirtyBitmap {
+    granularity: u64,
+    size: u64,
+    words: Vec<u64>,
+    count: u64,
+}
+
+const WORD: u64 = u64::BITS as u64;
+
+impl DirtyBitmap {
+    /// A disk of `size` bytes, nothing of it changed. `granularity` is a power of two.
+    pub fn new(size: u64, granularity: u64) -> DirtyBitmap {
+        assert!(granularity.is_power_of_two(), "granularity {granularity}");
+        let bits = size.div_ceil(granularity);
+        DirtyBitmap {
+            granularity,
+            size,
+            words: vec![0; bits.div_ceil(WORD) as usize],
+            count: 0,
+        }
+    }
+
+    /// Bytes of the disk.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Bytes that one bit stands for.
+    pub fn granularity(&self) -> u64 {
+        self.granularity
+    }
+
+    /// Bytes of all parts that are set; the last part counts as whole as the others.
+    pub fn dirty_bytes(&self) -> u64 {
+        self.count * self.granularity
+    }
+
+    /// Nothing is set.
+    pub fn is_clean(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Sets every part that the range touches; answers how many bytes were not set before.
+    pub fn set(&mut self, range: ByteRange) -> u64 {
+        self.change(range, |word, mask| *word | mask)
+    }
+
+    /// Clears every part that the range touches; answers how many bytes were set before.
+    pub fn clear(&mut self, range: ByteRange) -> u64 {
+        self.change(range, |word, mask| *word & !mask)
+    }
+
+    /// Where the first set part from `start` on begins.
+    pub fn next_dirty(&self, start: u64) -> Option<u64> {
+        self.find(start, |word| word)
+    }
+
+    /// The first run of set parts from `start` on, cut to `most` bytes (at least one part) and to the disk.
+    pub fn next_run(&self, start: u64, most: u64) -> Option<ByteRange> {
+        let first = self.next_dirty(start)?;
+        let end = self.find(first, |word| !word).unwrap_or(self.size);
+        let most = first.saturating_add(most.max(self.granularity));
+        Some(ByteRange::between(first, end.min(most).min(self.size)))
+    }
+
+    /// The start of the first part from `start` on whose bit is set in what `of` makes of its word.
+    fn find(&self, start: u64, of: impl Fn(u64) -> u64) -> Option<u64> {
+        let bit = start / self.granularity;
+        let first = (bit / WORD) as usize;
+        for (index, word) in self.words.iter().enumerate().skip(first) {
+            let skipped = if index == first { bit % WORD } else { 0 };
+            let word = of(*word) >> skipped << skipped;
+            if word != 0 {
+                let found = index as u64 * WORD + u64::from(word.trailing_zeros());
+                let offset = found * self.granularity;
+                return (offset < self.size).then_some(offset.max(start));
+            }
+        }
+        None
+    }
+
+    fn change(&mut self, range: ByteRange, of: impl Fn(&u64, u64) -> u64) -> u64 {
+        let end = range.end().min(self.size);
+        if range.start() >= end {
+            return 0;
+        }
+        let (first, last) = (
+            range.start() / self.granularity,
+            (end - 1) / self.granularity,
+        );
+        let before = self.count;
+        for index in first / WORD..=last / WORD {
+            let low = first.saturating_sub(index * WORD).min(WORD - 1);
+            let high = (last - index * WORD).min(WORD - 1);
+            let mask = (u64::MAX >> (WORD - 1 - high)) & (u64::MAX << low);
+            let word = &mut self.words[index as usize];
+            let old = word.count_ones();
+            *word = of(word, mask);
+            self.count = self.count + u64::from(word.count_ones()) - u64::from(old);
+        }
+        before.abs_diff(self.count) * self.granularity
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(start: u64, end: u64) -> ByteRange {
+        ByteRange::between(start, end)
+    }
+
+    #[test]
+    fn touching_a_part_sets_all_of_it() {
+        let mut bitmap = DirtyBitmap::new(1 << 20, 4096);
+        assert_eq!(bitmap.set(range(4095, 4097)), 8192);
+        assert_eq!(bitmap.set(range(0, 1)), 0, "set before");
+        assert_eq!(bitmap.next_run(0, u64::MAX), Some(range(0, 8192)));
+        assert_eq!(bitmap.clear(range(0, 4096)), 4096);
+        assert_eq!(bitmap.next_run(0, u64::MAX), Some(range(4096, 8192)));
+    }
+
+    #[test]
+    fn runs_cross_words_and_end_with_the_disk() {
+        let mut bitmap = DirtyBitmap::new(200 * 512 + 100, 512);
+        bitmap.set(range(60 * 512, u64::MAX));
+        let all = bitmap.next_run(0, u64::MAX);
+        assert_eq!(all, Some(range(60 * 512, 200 * 512 + 100)));
+        assert_eq!(bitmap.next_run(0, 1024), Some(range(60 * 512, 62 * 512)));
+        assert_eq!(bitmap.dirty_bytes(), 141 * 512);
+        bitmap.clear(range(0, u64::MAX));
+        assert!(bitmap.is_clean());
+        assert_eq!(bitmap.next_dirty(0), None);
+    }
+
+    #[test]
+    fn it_agrees_with_a_plain_list_of_bits() {
+        let size = 300 * 1024;
+        let mut bitmap = DirtyBitmap::new(size, 1024);
+        let mut plain = vec![false; 300];
+        let mut random = 7_u64;
+        for _ in 0..2000 {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1);
+            let start = (random >> 33) % size;
+            let end = (start + 1 + (random >> 13) % 40_000).min(size);
+            let value = random & 1 << 40 != 0;
+            if value {
+                bitmap.set(range(start, end));
+            } else {
+                bitmap.clear(range(start, end));
+            }
+            for part in &mut plain[(start / 1024) as usize..=((end - 1) / 1024) as usize] {
+                *part = value;
+            }
+            let count = plain.iter().filter(|part| **part).count();
+            assert_eq!(bitmap.dirty_bytes(), count as u64 * 1024);
+            let first = plain.iter().position(|part| *part);
+            assert_eq!(bitmap.next_dirty(0), first.map(|part| part as u64 * 1024));
+        }
+    }
+}
