@@ -8,6 +8,10 @@
 //! - What is read through a filter is what its child has.
 //! - Nothing waits in a filter that a drained section could not wait for.
 
+mod commit_top;
 mod copy_on_read;
+mod mirror_top;
 
+pub use commit_top::CommitTop;
 pub use copy_on_read::{CopyOnRead, GuestReads};
+pub use mirror_top::{CopyMode, DirtySink, MirrorTop};
