@@ -43,7 +43,7 @@ const LAYERS: &[Layer] = &[
     ),
     layer(
         "filter",
-        &["block"],
+        &["block", "runtime"],
         &["runtime", "protocol", "format", "testing"],
     ),
     layer("testing", &["block", "runtime"], &[]),

@@ -1,0 +1,187 @@
+//! What a job changes of the graph to do its work, taken back at its end.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use super::{JobKind, Workshop};
+use crate::block::{Child, Driver, Node, NodeSpec, Occupation, Parent, Permissions, Role};
+use crate::error::{Error, Result};
+
+/// The filter, the edges, the marks and the write access that a job has taken. Each is taken in a step
+/// that may fail; [`Site::restore`] gives back what was taken so far.
+pub(super) struct Site {
+    workshop: Workshop,
+    kind: JobKind,
+    description: String,
+    filter: RefCell<Option<Rc<Node>>>,
+    edges: RefCell<Vec<Rc<Child>>>,
+    occupied: RefCell<Vec<Occupation>>,
+    /// Nodes that were read-only before.
+    opened: RefCell<Vec<Rc<Node>>>,
+}
+
+impl Site {
+    /// Nothing is taken yet.
+    pub(super) fn new(workshop: &Workshop, kind: JobKind, id: &str) -> Site {
+        Site {
+            workshop: workshop.clone(),
+            kind,
+            description: format!("{} job '{id}'", kind.name()),
+            filter: RefCell::default(),
+            edges: RefCell::default(),
+            occupied: RefCell::default(),
+            opened: RefCell::default(),
+        }
+    }
+
+    /// Turns a node read-write if it is not.
+    ///
+    /// # Errors
+    /// The image or its file cannot be written.
+    pub(super) async fn open_for_writing(&self, node: &Rc<Node>) -> Result<()> {
+        if !node.options().read_only {
+            return Ok(());
+        }
+        let drained = self
+            .workshop
+            .graph
+            .drain(std::slice::from_ref(node))
+            .await?;
+        self.workshop.images.make_writable(node).await?;
+        drop(drained);
+        self.opened.borrow_mut().push(node.clone());
+        Ok(())
+    }
+
+    /// The node stays read-write when the job has ended.
+    pub(super) fn leave_writable(&self, node: &Rc<Node>) {
+        let mut opened = self.opened.borrow_mut();
+        opened.retain(|other| !Rc::ptr_eq(other, node));
+    }
+
+    /// Puts the job's filter above a node, the first of `children`; without a name it is one that users
+    /// are not shown.
+    ///
+    /// # Errors
+    /// The name is malformed or taken; permissions are in the way.
+    pub(super) async fn put_filter(
+        &self,
+        name: Option<&str>,
+        children: &[(Role, &Rc<Node>)],
+        driver: impl FnOnce(&[Rc<Child>]) -> Box<dyn Driver>,
+    ) -> Result<Rc<Node>> {
+        let Workshop {
+            graph,
+            images,
+            jobs,
+        } = &self.workshop;
+        if let Some(name) = name {
+            images.check_node_name(name)?;
+        }
+        let Some((_, node)) = children.first() else {
+            unreachable!("a filter has a child");
+        };
+        let generated = || graph.generate_name(jobs.handle().random_u64());
+        let spec = NodeSpec {
+            name: name.map_or_else(generated, str::to_owned),
+            options: node.options(),
+            file_name: node.file_name(),
+            implicit: name.is_none(),
+        };
+        let filter = graph.splice_in(spec, children, driver).await?;
+        self.occupy(&filter);
+        *self.filter.borrow_mut() = Some(filter.clone());
+        Ok(filter)
+    }
+
+    fn occupy(&self, node: &Rc<Node>) {
+        let kind = self.kind.name();
+        let reason = format!("block device is in use by block job: {kind}");
+        self.occupied.borrow_mut().push(node.occupy(reason));
+    }
+
+    /// Keeps other jobs and changes off a node; `permissions` is what others must leave alone.
+    ///
+    /// # Errors
+    /// Another user's permissions are in the way.
+    pub(super) fn hold(&self, role: Role, node: &Rc<Node>, permissions: Permissions) -> Result<()> {
+        let parent = Parent::Root {
+            description: self.description.clone(),
+        };
+        let edge = self
+            .workshop
+            .graph
+            .attach(role, parent, node, permissions)?;
+        self.edges.borrow_mut().push(edge);
+        self.occupy(node);
+        Ok(())
+    }
+
+    /// An edge for the job's own I/O.
+    ///
+    /// # Errors
+    /// As [`Site::hold`].
+    pub(super) fn reach(&self, node: &Rc<Node>, permissions: Permissions) -> Result<Rc<Child>> {
+        let user = "an unnamed block device";
+        let edge = self.workshop.graph.attach_root(user, node, permissions)?;
+        self.edges.borrow_mut().push(edge.clone());
+        Ok(edge)
+    }
+
+    /// Gives back an edge from [`Site::reach`].
+    pub(super) async fn leave(&self, edge: &Rc<Child>) {
+        self.edges
+            .borrow_mut()
+            .retain(|other| !Rc::ptr_eq(other, edge));
+        self.note(self.workshop.graph.detach(edge).await);
+    }
+
+    /// Gives everything back. What fails is logged: there is nobody left to tell.
+    pub(super) async fn restore(&self) {
+        self.occupied.take();
+        // What others must leave alone is in the way of the users that come back.
+        self.detach_all(|edge| !edge.follows()).await;
+        let filter = self.filter.take();
+        if let Some(filter) = &filter {
+            self.note(self.workshop.graph.splice_out(filter).await);
+        }
+        self.detach_all(|_| true).await;
+        for node in self.opened.take() {
+            self.note(self.close_for_writing(&node).await);
+        }
+        if let Some(filter) = filter {
+            // Without users nobody else would notice.
+            self.note(self.workshop.graph.release(&filter).await);
+        }
+    }
+
+    async fn detach_all(&self, which: impl Fn(&Child) -> bool) {
+        while let Some(edge) = self.take_newest(&which) {
+            self.note(self.workshop.graph.detach(&edge).await);
+        }
+    }
+
+    fn take_newest(&self, which: impl Fn(&Child) -> bool) -> Option<Rc<Child>> {
+        let mut edges = self.edges.borrow_mut();
+        let index = edges.iter().rposition(|edge| which(edge))?;
+        Some(edges.remove(index))
+    }
+
+    async fn close_for_writing(&self, node: &Rc<Node>) -> Result<()> {
+        let graph = &self.workshop.graph;
+        let is_open = graph
+            .find(node.name())
+            .is_some_and(|open| Rc::ptr_eq(&open, node));
+        if !is_open {
+            return Ok(());
+        }
+        let _drained = graph.drain(std::slice::from_ref(node)).await?;
+        self.workshop.images.make_read_only(node).await
+    }
+
+    fn note(&self, result: Result<(), Error>) {
+        if let Err(error) = result {
+            tracing::error!(job = self.description, %error, "the graph could not be put back in order");
+        }
+    }
+}
