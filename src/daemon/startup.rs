@@ -22,6 +22,8 @@ pub(super) struct Startup {
     /// Taken out by the monitor that uses it.
     endpoints: HashMap<String, Option<Endpoint>>,
     stdio_taken: bool,
+    /// Monitors that nobody is answered on before all is set up.
+    waiting: Vec<(Endpoint, Style)>,
     pub(super) monitors: Vec<Rc<Monitor>>,
     pid_file: Option<String>,
 }
@@ -41,6 +43,7 @@ impl Startup {
             context: context.clone(),
             endpoints: HashMap::new(),
             stdio_taken: false,
+            waiting: Vec::new(),
             monitors: Vec::new(),
             pid_file: None,
         }
@@ -73,11 +76,17 @@ impl Startup {
         Ok(Outcome::Continue)
     }
 
-    /// All options were carried out: writes the PID file.
+    /// All options were carried out: clients are answered from now on, and the PID file is written.
     ///
     /// # Errors
     /// As [`PidFile::create`].
-    pub(super) fn finish(&self) -> Result<Option<PidFile>, String> {
+    pub(super) fn finish(&mut self) -> Result<Option<PidFile>, String> {
+        for (endpoint, style) in std::mem::take(&mut self.waiting) {
+            let commands = self.context.clone();
+            let events = self.context.events().clone();
+            let monitor = Monitor::start(&self.handle, commands, events, endpoint, style);
+            self.monitors.push(monitor);
+        }
         self.pid_file.as_deref().map(PidFile::create).transpose()
     }
 
@@ -150,10 +159,7 @@ impl Startup {
             Some(true) => Style::Pretty,
             _ => Style::Line,
         };
-        let commands = self.context.clone();
-        let events = self.context.events().clone();
-        let monitor = Monitor::start(&self.handle, commands, events, endpoint, style);
-        self.monitors.push(monitor);
+        self.waiting.push((endpoint, style));
         Ok(())
     }
 }
