@@ -135,6 +135,37 @@ impl Blockdev {
     }
 }
 
+/// `node` is `top` or below it in its backing chain.
+pub fn chain_contains(top: &Rc<Node>, node: &Rc<Node>) -> bool {
+    let mut next = Some(top.without_filters());
+    while let Some(layer) = next {
+        if Rc::ptr_eq(&layer, node) {
+            return true;
+        }
+        next = layer.backing();
+    }
+    false
+}
+
+/// The layer below `top` that this file name means: the same file as seen from the layer above, or
+/// just the layer's own name where something else is attached than the header says.
+pub fn find_in_chain(top: &Rc<Node>, name: &str) -> Option<Rc<Node>> {
+    let mut overlay = top.clone();
+    while let Some(layer) = overlay.backing() {
+        let found = if file_name::is_overridden(&overlay) {
+            layer.file_name() == name
+        } else {
+            let named = Identity::of_path(&backing_name::combine(&overlay, name)).ok();
+            layer.file_name() == name || (named.is_some() && named == identity_of(&layer))
+        };
+        if found {
+            return Some(layer);
+        }
+        overlay = layer;
+    }
+    None
+}
+
 /// The header's name counts as what would be attached, as long as nothing else is.
 pub(super) fn note_automatic(overlay: &Node) {
     if let Some(origin) = Origin::of(overlay) {

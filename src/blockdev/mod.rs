@@ -36,19 +36,20 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use crate::block::{Graph, Node};
+use crate::block::{Graph, Node, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::Handle;
 
 use effective::Source;
 
+pub use chain::{chain_contains, find_in_chain};
 pub use description::{
     BackingDescription, ChildDescription, Description, DriverOptions, FileDescription,
     NullDescription, Qcow2Description, SharedOptions,
 };
 pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
-pub use names::{check_not_backing, find_device_or_node, find_either, find_node, is_well_formed};
+pub use names::{check_not_busy, find_device_or_node, find_either, find_node, is_well_formed};
 pub use query::{NodeInfo, StatisticsInfo};
 pub use snapshot::{SnapshotMode, SnapshotSync};
 pub use value::Value;
@@ -101,10 +102,10 @@ impl Blockdev {
         let node = names::find_listed(&self.graph, node_name)?;
         let in_use = |message| Err(Error::new(ErrorKind::InUse, message));
         let parents = node.parents();
-        if parents.iter().any(|edge| edge.is_root()) {
+        if parents.iter().any(|edge| edge.role() == Role::Root) {
             return in_use(format!("Node {node_name} is in use"));
         }
-        check_not_backing(&node)?;
+        check_not_busy(&node)?;
         if !node.is_monitor_owned() {
             return in_use(format!("Node {node_name} is not owned by the monitor"));
         }
@@ -127,6 +128,25 @@ impl Blockdev {
             }
         }
         result
+    }
+
+    /// The name may be given to a new node.
+    ///
+    /// # Errors
+    /// Malformed or taken.
+    pub fn check_new_name(&self, name: &str) -> Result<()> {
+        names::check_new(&self.graph, name)
+    }
+
+    /// What an overlay's header gets as the name of this node.
+    pub fn name_for_header(&self, node: &Node) -> String {
+        file_name::for_header(node)
+    }
+
+    /// A node's header names what is attached as its backing file now.
+    pub fn backing_changed(&self, node: &Node) {
+        chain::note_automatic(node);
+        file_name::refresh(node);
     }
 
     async fn release_owned(&self, node: &Rc<Node>) -> Result<()> {

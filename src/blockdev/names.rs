@@ -85,11 +85,13 @@ fn not_found(device: &str, node_name: &str) -> Error {
     Error::new(ErrorKind::NotFound, message)
 }
 
-/// A backing file of another node is left alone, also where filters are between them.
+/// A backing file of another node is left alone, also where filters are between them, and so is what a
+/// job works on.
 ///
 /// # Errors
-/// [`ErrorKind::InUse`] naming the overlay.
-pub fn check_not_backing(node: &Rc<Node>) -> Result<()> {
+/// [`ErrorKind::InUse`] naming the overlay, or the kind of job.
+pub fn check_not_busy(node: &Rc<Node>) -> Result<()> {
+    node.check_unoccupied()?;
     match overlay_of(node) {
         None => Ok(()),
         Some(overlay) => Err(Error::new(

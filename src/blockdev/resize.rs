@@ -7,9 +7,9 @@ use nix::errno::Errno;
 use crate::block::{Node, Permission, Permissions, TruncateOptions};
 use crate::error::{Error, ErrorKind, Result, strerror};
 
-use super::chain::note_automatic;
+use super::chain::{chain_contains, note_automatic};
 use super::value::invalid;
-use super::{Blockdev, check_not_backing, file_name, names};
+use super::{Blockdev, check_not_busy, file_name, names};
 
 /// Who sets a node's size.
 const RESIZER: Permissions = Permissions {
@@ -32,7 +32,7 @@ impl Blockdev {
         let Ok(size) = u64::try_from(size) else {
             return Err(invalid("Parameter 'size' expects a >0 size"));
         };
-        check_not_backing(&node)?;
+        check_not_busy(&node)?;
         let drained = self.graph.drain(std::slice::from_ref(&node)).await?;
         let resized = self.resize_drained(&node, size).await;
         drop(drained);
@@ -74,7 +74,7 @@ impl Blockdev {
                 "not allowing backing file change on an image without a backing file",
             ));
         };
-        if !contains(&root, &image) {
+        if !chain_contains(&root, &image) {
             return Err(invalid(format!(
                 "'{device}' and image file are not in the same chain"
             )));
@@ -102,18 +102,6 @@ impl Blockdev {
         }
         changed
     }
-}
-
-/// `image` is `root` or below it in its backing chain.
-fn contains(root: &Rc<Node>, image: &Rc<Node>) -> bool {
-    let mut node = Some(root.without_filters());
-    while let Some(layer) = node {
-        if Rc::ptr_eq(&layer, image) {
-            return true;
-        }
-        node = layer.backing();
-    }
-    false
 }
 
 fn change_failed(file: &str, error: &Error) -> Error {

@@ -19,7 +19,7 @@ use super::description::{
 use super::effective::Source;
 use super::origin::Origin;
 use super::value::invalid;
-use super::{Blockdev, backing_name, check_not_backing, file_name, names};
+use super::{Blockdev, backing_name, check_not_busy, file_name, names};
 
 /// Whether the overlay's image is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,7 +56,7 @@ impl Blockdev {
     pub async fn snapshot_sync(&self, request: SnapshotSync) -> Result<()> {
         let (device, node_name) = (request.device.as_deref(), request.node_name.as_deref());
         let old = names::find_device_or_node(&self.graph, device, node_name)?;
-        check_not_backing(&old)?;
+        check_not_busy(&old)?;
         self.flush_old(&old).await?;
         let Some(name) = &request.snapshot_node_name else {
             return Err(invalid("New overlay node-name missing"));
@@ -85,7 +85,7 @@ impl Blockdev {
     /// In QEMU's words; nothing has changed.
     pub async fn snapshot(&self, node: &str, overlay: &str) -> Result<()> {
         let old = names::find_either(&self.graph, node)?;
-        check_not_backing(&old)?;
+        check_not_busy(&old)?;
         self.flush_old(&old).await?;
         let overlay = names::find_either(&self.graph, overlay)?;
         check_overlay(&overlay)?;
@@ -204,7 +204,8 @@ impl Blockdev {
         old: &Rc<Node>,
         overlay: &Rc<Node>,
     ) -> Result<()> {
-        let users = old.parents();
+        let mut users = old.parents();
+        users.retain(|edge| edge.follows());
         if !old.options().read_only {
             old.driver()
                 .flush()
@@ -242,8 +243,11 @@ impl Blockdev {
         }
     }
 
-    /// Turns a node read-write with the files that were opened for it.
-    pub(super) async fn make_writable(&self, node: &Rc<Node>) -> Result<()> {
+    /// Turns a node read-write with the files that were opened for it. In a drained section.
+    ///
+    /// # Errors
+    /// The files cannot be written; nothing has changed.
+    pub async fn make_writable(&self, node: &Rc<Node>) -> Result<()> {
         let nodes = with_adopted_files(node);
         set_read_only(&nodes, false);
         let refreshed = self.graph.refresh_permissions(std::slice::from_ref(node));
@@ -262,8 +266,11 @@ impl Blockdev {
         Ok(())
     }
 
-    /// Turns a node read-only with the files that were opened for it.
-    pub(super) async fn make_read_only(&self, node: &Rc<Node>) -> Result<()> {
+    /// Turns a node read-only with the files that were opened for it. In a drained section.
+    ///
+    /// # Errors
+    /// The image could not be written out, or has writers; nothing has changed.
+    pub async fn make_read_only(&self, node: &Rc<Node>) -> Result<()> {
         if node.options().read_only {
             return Ok(());
         }

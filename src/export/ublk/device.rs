@@ -13,7 +13,6 @@ use super::control::Control;
 use super::features;
 use super::identity::Identity;
 use super::mounts;
-use super::openers;
 use super::options::UblkOptions;
 use super::parameters;
 use super::queue::{Life, Service};
@@ -193,8 +192,7 @@ impl Export for UblkExport {
     }
 
     fn is_in_use(&self) -> bool {
-        let disk = self.disk_name();
-        self.live.get() && (mounts::is_held(&disk) || openers::has_openers(&disk))
+        self.live.get() && mounts::is_in_use(&self.disk_name())
     }
 
     fn close(&self) -> LocalFuture<'_, ()> {

@@ -23,7 +23,6 @@ mod device;
 mod features;
 mod identity;
 mod mounts;
-mod openers;
 mod options;
 mod pages;
 mod parameters;

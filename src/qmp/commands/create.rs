@@ -1,12 +1,15 @@
 //! `blockdev-create`: a new image, made by a job.
 
-use std::rc::Rc;
+use std::cell::Cell;
+use std::rc::{Rc, Weak};
 
 use serde_json::{Value, json};
 
 use super::{Context, Outcome, node};
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::create::{CreateOptions, Preallocation};
 use crate::format::qcow2::header::{BackingReference, CompressionType};
+use crate::job::{Job, JobKind, JobOptions, LocalFuture, Work};
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
 
@@ -24,22 +27,59 @@ enum Plan {
     },
 }
 
-/// Starts the job; it works when it is its turn, as a command would.
+/// Starts the job; it works when nobody else changes the graph.
 pub(super) fn start(context: &Rc<Context>, arguments: Value) -> Outcome {
     let args = Args::new(&arguments);
     let Some(options) = args.object("options") else {
         unreachable!("the schema makes 'options' mandatory");
     };
     let plan = plan(options)?;
-    let job = context.jobs.start(context, args.required_str("job-id"))?;
-    let worker = context.clone();
-    let work = async move {
-        let _turn = worker.turn.lock().await;
-        let result = carry_out(&worker, plan).await;
-        job.conclude(&worker, result);
+    let options = JobOptions {
+        id: args.required_str("job-id").to_owned(),
+        speed: 0,
+        auto_finalize: true,
+        auto_dismiss: false,
     };
-    context.handle.spawn(work).detach();
+    let jobs = &context.workshop.jobs;
+    let job = jobs.create(JobKind::Create, options)?;
+    let work = CreateWork {
+        context: Rc::downgrade(context),
+        plan: Cell::new(Some(plan)),
+    };
+    job.set_total(1);
+    jobs.start(&job, Rc::new(work));
     Ok(json!({}))
+}
+
+struct CreateWork {
+    context: Weak<Context>,
+    plan: Cell<Option<Plan>>,
+}
+
+impl Work for CreateWork {
+    fn run(self: Rc<Self>, job: Rc<Job>) -> LocalFuture<'static, Result<()>> {
+        Box::pin(async move {
+            let (Some(context), Some(plan)) = (self.context.upgrade(), self.plan.take()) else {
+                return Ok(());
+            };
+            let _turn = context.changes.lock().await;
+            if job.is_cancelled() {
+                return Ok(());
+            }
+            let result = carry_out(&context, plan).await;
+            job.set_current(1);
+            // Clients are told all of it, not only the errno's text.
+            result.map_err(|error| Error::new(ErrorKind::InvalidArgument, error.desc))
+        })
+    }
+
+    fn prepare(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn clean(&self, _succeeded: bool) -> LocalFuture<'_, ()> {
+        Box::pin(async {})
+    }
 }
 
 fn plan(args: Args<'_>) -> Result<Plan, QmpError> {

@@ -1,160 +1,208 @@
-//! Jobs that make images: their states and events. (Jobs on running graphs are the layer `job`.)
+//! Jobs: queries, verbs, and their events as QMP tells them.
 
-use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
-use crate::blockdev::is_well_formed;
-use crate::qmp::error::QmpError;
+use crate::job::{BlockJobReport, Job, JobEvent, JobOptions, Verb};
+use crate::qmp::error::{ErrorClass, QmpError};
+use crate::qmp::schema::Args;
 
-/// All jobs that were not dismissed, oldest first.
-#[derive(Default)]
-pub(super) struct Jobs {
-    jobs: RefCell<Vec<Rc<Job>>>,
+/// `query-jobs`: newest first.
+pub(super) fn query(context: &Context) -> Outcome {
+    let jobs = context.workshop.jobs.list();
+    Ok(jobs.iter().map(|job| info(job)).collect())
 }
 
-/// A job of type `create`: it runs, then waits to be dismissed.
-pub(super) struct Job {
-    id: String,
-    status: Cell<Status>,
-    error: RefCell<Option<String>>,
+/// `query-block-jobs`: newest first.
+pub(super) fn query_block_jobs(context: &Context) -> Outcome {
+    let mut jobs = context.workshop.jobs.list();
+    jobs.retain(|job| job.kind().is_block_job());
+    Ok(jobs.iter().map(|job| block_job_info(job)).collect())
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Status {
-    Created,
-    Running,
-    Waiting,
-    Pending,
-    Aborting,
-    Concluded,
-    Null,
+fn info(job: &Job) -> Value {
+    let progress = job.progress();
+    let mut info = json!({
+        "id": job.id(),
+        "type": job.kind().name(),
+        "status": job.status().name(),
+        "current-progress": progress.current,
+        "total-progress": progress.total,
+    });
+    add_error(&mut info, job.error());
+    info
 }
 
-impl Status {
-    fn name(self) -> &'static str {
-        match self {
-            Status::Created => "created",
-            Status::Running => "running",
-            Status::Waiting => "waiting",
-            Status::Pending => "pending",
-            Status::Aborting => "aborting",
-            Status::Concluded => "concluded",
-            Status::Null => "null",
-        }
+fn block_job_info(job: &Job) -> Value {
+    let progress = job.progress();
+    let mut info = json!({
+        "type": job.kind().name(),
+        "device": job.id(),
+        "len": progress.total,
+        "offset": progress.current,
+        // Nobody asks while a job runs: they share a thread.
+        "busy": false,
+        "paused": job.is_paused(),
+        "speed": job.speed(),
+        "io-status": job.io_status().name(),
+        "ready": job.status().is_ready(),
+        "status": job.status().name(),
+        "auto-finalize": job.options().auto_finalize,
+        "auto-dismiss": job.options().auto_dismiss,
+    });
+    add_error(&mut info, job.error());
+    info
+}
+
+fn add_error(info: &mut Value, error: Option<String>) {
+    if let Some(error) = error {
+        info["error"] = error.into();
     }
 }
 
-impl Jobs {
-    /// A new job, which runs.
-    ///
-    /// # Errors
-    /// The id is malformed or taken.
-    pub(super) fn start(&self, context: &Context, id: &str) -> Result<Rc<Job>, QmpError> {
-        if !is_well_formed(id) {
-            return Err(QmpError::generic(format!("Invalid job ID '{id}'")));
+/// Name and data of the event that tells of what happened to a job.
+pub(super) fn event(event: &JobEvent) -> (&'static str, Value) {
+    match event {
+        JobEvent::StatusChange { id, status } => (
+            "JOB_STATUS_CHANGE",
+            json!({"id": id, "status": status.name()}),
+        ),
+        JobEvent::Ready(report) => ("BLOCK_JOB_READY", report_data(report)),
+        JobEvent::Cancelled(report) => ("BLOCK_JOB_CANCELLED", report_data(report)),
+        JobEvent::Completed(report, error) => {
+            let mut data = report_data(report);
+            add_error(&mut data, error.clone());
+            ("BLOCK_JOB_COMPLETED", data)
         }
-        if self.find(id).is_some() {
-            let text = format!("Job ID '{id}' already in use");
-            return Err(QmpError::generic(text));
+        JobEvent::Pending { id, kind } => {
+            ("BLOCK_JOB_PENDING", json!({"type": kind.name(), "id": id}))
         }
-        let job = Rc::new(Job {
-            id: id.into(),
-            status: Cell::new(Status::Created),
-            error: RefCell::default(),
-        });
-        self.jobs.borrow_mut().push(job.clone());
-        job.enter(context, Status::Created);
-        job.enter(context, Status::Running);
-        Ok(job)
+        JobEvent::Error {
+            id,
+            operation,
+            action,
+        } => (
+            "BLOCK_JOB_ERROR",
+            json!({"device": id, "operation": operation.name(), "action": action.name()}),
+        ),
     }
+}
 
-    /// `job-dismiss`.
-    pub(super) fn dismiss(&self, context: &Context, id: &str) -> Outcome {
-        let Some(job) = self.find(id) else {
-            return Err(QmpError::generic("Job not found"));
+fn report_data(report: &BlockJobReport) -> Value {
+    json!({
+        "type": report.kind.name(),
+        "device": report.id,
+        "len": report.progress.total,
+        "offset": report.progress.current,
+        "speed": report.speed,
+    })
+}
+
+/// The arguments that every block job has.
+pub(super) fn options(args: Args<'_>) -> JobOptions {
+    JobOptions {
+        // QEMU's default is the name of the device, and nodes have none.
+        id: args.str("job-id").unwrap_or_default().to_owned(),
+        speed: args.i64("speed").unwrap_or(0),
+        auto_finalize: args.bool("auto-finalize").unwrap_or(true),
+        auto_dismiss: args.bool("auto-dismiss").unwrap_or(true),
+    }
+}
+
+/// The two names that each verb has: `job-*` finds any job by `id`, `block-job-*` only block jobs.
+#[derive(Clone, Copy)]
+pub(super) enum Family {
+    /// `job-*`.
+    Any,
+    /// `block-job-*` with the argument `device`.
+    Device,
+    /// `block-job-*` with the argument `id`.
+    Id,
+}
+
+impl Family {
+    fn find(self, context: &Context, args: Args<'_>) -> Result<Rc<Job>, QmpError> {
+        let name = match self {
+            Family::Device => "device",
+            Family::Any | Family::Id => "id",
         };
-        if job.status.get() != Status::Concluded {
-            let state = job.status.get().name();
-            let text =
-                format!("Job '{id}' in state '{state}' cannot accept command verb 'dismiss'");
-            return Err(QmpError::generic(text));
+        let id = args.required_str(name);
+        let job = context.workshop.jobs.find(id);
+        match self {
+            Family::Any => job.ok_or_else(|| QmpError::generic("Job not found")),
+            Family::Device | Family::Id => {
+                job.filter(|job| job.kind().is_block_job()).ok_or_else(|| {
+                    let text = format!("Block job '{id}' not found");
+                    QmpError::new(ErrorClass::DeviceNotActive, text)
+                })
+            }
         }
-        self.forget(context, &job);
-        Ok(json!({}))
-    }
-
-    /// `query-jobs`: newest first.
-    pub(super) fn query(&self) -> Outcome {
-        Ok(self
-            .jobs
-            .borrow()
-            .iter()
-            .rev()
-            .map(|job| job.info())
-            .collect())
-    }
-
-    /// The end of the program: nobody can dismiss what has concluded any more.
-    pub(super) fn forget_all(&self, context: &Context) {
-        let jobs = self.jobs.borrow().clone();
-        for job in jobs
-            .iter()
-            .filter(|job| job.status.get() == Status::Concluded)
-        {
-            self.forget(context, job);
-        }
-    }
-
-    fn forget(&self, context: &Context, job: &Rc<Job>) {
-        self.jobs
-            .borrow_mut()
-            .retain(|other| !Rc::ptr_eq(other, job));
-        job.enter(context, Status::Null);
-    }
-
-    fn find(&self, id: &str) -> Option<Rc<Job>> {
-        self.jobs.borrow().iter().find(|job| job.id == id).cloned()
     }
 }
 
-impl Job {
-    /// The work is done, or has failed.
-    pub(super) fn conclude(&self, context: &Context, result: Result<(), QmpError>) {
-        match result {
-            Ok(()) => {
-                self.enter(context, Status::Waiting);
-                self.enter(context, Status::Pending);
-            }
-            Err(error) => {
-                *self.error.borrow_mut() = Some(error.desc);
-                self.enter(context, Status::Aborting);
-            }
-        }
-        self.enter(context, Status::Concluded);
-    }
+/// `job-pause`, `block-job-pause`.
+pub(super) fn pause(context: &Context, family: Family, args: Args<'_>) -> Outcome {
+    family.find(context, args)?.pause()?;
+    Ok(json!({}))
+}
 
-    fn enter(&self, context: &Context, status: Status) {
-        self.status.set(status);
-        let data = json!({"id": self.id, "status": status.name()});
-        context.events.emit("JOB_STATUS_CHANGE", data);
-    }
+/// `job-resume`, `block-job-resume`.
+pub(super) fn resume(context: &Context, family: Family, args: Args<'_>) -> Outcome {
+    family.find(context, args)?.resume()?;
+    Ok(json!({}))
+}
 
-    fn info(&self) -> Value {
-        let error = self.error.borrow();
-        let done = self.status.get() == Status::Concluded;
-        let mut info = json!({
-            "id": self.id,
-            "type": "create",
-            "status": self.status.get().name(),
-            "current-progress": u8::from(done),
-            "total-progress": 1,
-        });
-        if let Some(error) = &*error {
-            info["error"] = error.as_str().into();
-        }
-        info
+/// `job-complete`, `block-job-complete`.
+pub(super) fn complete(context: &Context, family: Family, args: Args<'_>) -> Outcome {
+    family.find(context, args)?.complete()?;
+    Ok(json!({}))
+}
+
+/// `block-job-set-speed`.
+pub(super) fn set_speed(context: &Context, args: Args<'_>) -> Outcome {
+    let speed = args.i64("speed").unwrap_or(0);
+    Family::Device.find(context, args)?.set_speed(speed)?;
+    Ok(json!({}))
+}
+
+/// `job-cancel` (always with force), `block-job-cancel`.
+pub(super) async fn cancel(context: &Context, family: Family, args: Args<'_>) -> Outcome {
+    let job = family.find(context, args)?;
+    let force = match family {
+        Family::Any => true,
+        Family::Device | Family::Id => args.bool("force").unwrap_or(false),
+    };
+    context.workshop.jobs.cancel(&job, force).await?;
+    Ok(json!({}))
+}
+
+/// `job-finalize`, `block-job-finalize`: the job has ended when this answers.
+pub(super) async fn finalize(context: &Context, family: Family, args: Args<'_>) -> Outcome {
+    let job = family.find(context, args)?;
+    job.finalize()?;
+    job.until_over().await;
+    Ok(json!({}))
+}
+
+/// `job-dismiss`, `block-job-dismiss`.
+pub(super) fn dismiss(context: &Context, family: Family, args: Args<'_>) -> Outcome {
+    let job = family.find(context, args)?;
+    context.workshop.jobs.dismiss(&job)?;
+    Ok(json!({}))
+}
+
+/// `block-job-change`: no kind of job that there is has anything to change.
+pub(super) fn change(context: &Context, args: Args<'_>) -> Outcome {
+    let job = Family::Id.find(context, args)?;
+    Verb::Change.check(job.id(), job.status())?;
+    Err(QmpError::generic("Job type does not support change"))
+}
+
+/// A job with nothing to do has ended before its command answers.
+pub(super) async fn let_short_job_end(job: &Job) {
+    if job.ends_at_once() {
+        job.until_over().await;
     }
 }

@@ -4,10 +4,12 @@
 //! results into JSON; whatever more they decide belongs into those layers.
 
 mod block_graph;
+mod chain_job;
 mod control;
 mod create;
 mod device;
 mod export;
+mod images;
 mod job;
 mod node;
 mod node_info;
@@ -24,7 +26,8 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
-use self::job::Jobs;
+use self::images::OpenImages;
+use self::job::Family;
 use super::LocalFuture;
 use super::error::QmpError;
 use super::events::EventBus;
@@ -35,6 +38,7 @@ use crate::block::{BlockEvent, Graph};
 use crate::blockdev::Blockdev;
 use crate::export::Exports;
 use crate::export::nbd::NbdService;
+use crate::job::{Jobs, Workshop};
 use crate::runtime::Handle;
 use crate::runtime::sync::{Event, Mutex};
 
@@ -43,17 +47,18 @@ pub use object::Objects;
 
 /// Everything that commands act on.
 pub struct Context {
-    handle: Handle,
     graph: Graph,
     blockdev: Blockdev,
     exports: Exports,
     nbd: NbdService,
     objects: Objects,
-    jobs: Jobs,
+    workshop: Workshop,
     events: EventBus,
     running: Cell<bool>,
     /// One command at a time.
     turn: Mutex<()>,
+    /// Held by whoever changes the graph over an await: commands and the last steps of jobs.
+    changes: Rc<Mutex<()>>,
     quitting: Cell<bool>,
     quit: Event,
     /// No node has failed to close.
@@ -126,15 +131,58 @@ static HANDLERS: &[(&str, Handler)] = &[
     ("blockdev-create", |context, args| {
         done(create::start(&context, args))
     }),
-    ("job-dismiss", |context, args| {
-        done(
-            context
-                .jobs
-                .dismiss(&context, Args::new(&args).required_str("id")),
-        )
+    ("block-stream", |context, args| {
+        Box::pin(async move { chain_job::stream(&context, Args::new(&args)).await })
     }),
-    ("query-jobs", |context, _| done(context.jobs.query())),
-    ("query-block-jobs", |_, _| done(Ok(json!([])))),
+    ("block-commit", |context, args| {
+        Box::pin(async move { chain_job::commit(&context, Args::new(&args)).await })
+    }),
+    ("query-jobs", |context, _| done(job::query(&context))),
+    ("query-block-jobs", |context, _| {
+        done(job::query_block_jobs(&context))
+    }),
+    ("job-pause", |context, args| {
+        done(job::pause(&context, Family::Any, Args::new(&args)))
+    }),
+    ("block-job-pause", |context, args| {
+        done(job::pause(&context, Family::Device, Args::new(&args)))
+    }),
+    ("job-resume", |context, args| {
+        done(job::resume(&context, Family::Any, Args::new(&args)))
+    }),
+    ("block-job-resume", |context, args| {
+        done(job::resume(&context, Family::Device, Args::new(&args)))
+    }),
+    ("job-complete", |context, args| {
+        done(job::complete(&context, Family::Any, Args::new(&args)))
+    }),
+    ("block-job-complete", |context, args| {
+        done(job::complete(&context, Family::Device, Args::new(&args)))
+    }),
+    ("job-dismiss", |context, args| {
+        done(job::dismiss(&context, Family::Any, Args::new(&args)))
+    }),
+    ("block-job-dismiss", |context, args| {
+        done(job::dismiss(&context, Family::Id, Args::new(&args)))
+    }),
+    ("job-cancel", |context, args| {
+        Box::pin(async move { job::cancel(&context, Family::Any, Args::new(&args)).await })
+    }),
+    ("block-job-cancel", |context, args| {
+        Box::pin(async move { job::cancel(&context, Family::Device, Args::new(&args)).await })
+    }),
+    ("job-finalize", |context, args| {
+        Box::pin(async move { job::finalize(&context, Family::Any, Args::new(&args)).await })
+    }),
+    ("block-job-finalize", |context, args| {
+        Box::pin(async move { job::finalize(&context, Family::Id, Args::new(&args)).await })
+    }),
+    ("block-job-set-speed", |context, args| {
+        done(job::set_speed(&context, Args::new(&args)))
+    }),
+    ("block-job-change", |context, args| {
+        done(job::change(&context, Args::new(&args)))
+    }),
     ("block-export-add", |context, args| {
         Box::pin(async move { export::add(&context, Args::new(&args)).await })
     }),
@@ -158,6 +206,17 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
 ];
 
+/// Commands that wait for jobs, whose last steps change the graph.
+const LOCK_FOR_THEMSELVES: &[&str] = &[
+    "quit",
+    "block-stream",
+    "block-commit",
+    "job-cancel",
+    "job-finalize",
+    "block-job-cancel",
+    "block-job-finalize",
+];
+
 fn done(outcome: Outcome) -> LocalFuture<Outcome> {
     Box::pin(ready(outcome))
 }
@@ -166,18 +225,25 @@ impl Context {
     /// Nothing is open yet.
     pub fn new(handle: &Handle) -> Rc<Context> {
         let graph = Graph::new();
+        let changes = Rc::new(Mutex::new(()));
+        let blockdev = Blockdev::new(handle, &graph);
+        let workshop = Workshop {
+            graph: graph.clone(),
+            jobs: Jobs::new(handle, &changes),
+            images: Rc::new(OpenImages(blockdev.clone())),
+        };
         let exports = Exports::new(handle.clone(), graph.clone());
         let context = Rc::new(Context {
-            handle: handle.clone(),
-            blockdev: Blockdev::new(handle, &graph),
+            blockdev,
             nbd: NbdService::new(exports.clone()),
             graph,
             exports,
             objects: Objects::default(),
-            jobs: Jobs::default(),
+            workshop,
             events: EventBus::new(),
             running: Cell::new(true),
             turn: Mutex::new(()),
+            changes,
             quitting: Cell::new(false),
             quit: Event::new(),
             clean: Cell::new(true),
@@ -195,6 +261,11 @@ impl Context {
             unreachable!("the schema has a command '{command}' without code");
         };
         let _turn = self.turn.lock().await;
+        let _changes = if LOCK_FOR_THEMSELVES.contains(&command) {
+            None
+        } else {
+            Some(self.changes.lock().await)
+        };
         handler(self.clone(), arguments).await
     }
 
@@ -220,13 +291,15 @@ impl Context {
     /// Ends exports, then closes all nodes. Does nothing the second time. False if an image may not be
     /// clean; the log says which and why.
     pub async fn shut_down(&self) -> bool {
+        // Exports first: they would follow the jobs' last steps for nothing.
         self.exports.remove_all(|_| true).await;
         if self.nbd.is_running()
             && let Err(error) = self.nbd.stop().await
         {
             tracing::error!(%error, "NBD server did not stop");
         }
-        self.jobs.forget_all(self);
+        self.workshop.jobs.end_all().await;
+        let _turn = self.changes.lock().await;
         let mut clean = self.clean.get();
         if let Err(error) = self.blockdev.close_all().await {
             tracing::error!(%error, "an image was not closed cleanly");
@@ -240,6 +313,11 @@ impl Context {
         let events = self.events.clone();
         self.exports
             .on_deleted(move |id| events.emit("BLOCK_EXPORT_DELETED", json!({"id": id})));
+        let events = self.events.clone();
+        self.workshop.jobs.on_event(move |event| {
+            let (name, data) = job::event(event);
+            events.emit(name, data);
+        });
         let events = self.events.clone();
         self.graph.on_event(move |event| {
             let (name, data) = block_event(event);

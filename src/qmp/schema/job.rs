@@ -1,13 +1,28 @@
 //! Jobs.
 
 use super::{
-    BOOL, Command, EMPTY, EMPTY_RESULT, Enum, Event, INT, Object, SIZE, STR, Type, Variants, cmd,
-    node, opt, refused, req,
+    BOOL, Command, EMPTY, EMPTY_RESULT, Enum, Event, INT, Member, Object, SIZE, STR, Type,
+    Variants, cmd, node, opt, refused, req,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-create", &CREATE_ARGS, EMPTY_RESULT),
-    cmd("job-dismiss", &DISMISS_ARGS, EMPTY_RESULT),
+    cmd("block-stream", &STREAM_ARGS, EMPTY_RESULT),
+    cmd("block-commit", &COMMIT_ARGS, EMPTY_RESULT),
+    cmd("block-job-set-speed", &SET_SPEED_ARGS, EMPTY_RESULT),
+    cmd("block-job-cancel", &BLOCK_JOB_CANCEL_ARGS, EMPTY_RESULT),
+    cmd("block-job-pause", &DEVICE_ARGS, EMPTY_RESULT),
+    cmd("block-job-resume", &DEVICE_ARGS, EMPTY_RESULT),
+    cmd("block-job-complete", &DEVICE_ARGS, EMPTY_RESULT),
+    cmd("block-job-finalize", &ID_ARGS, EMPTY_RESULT),
+    cmd("block-job-dismiss", &ID_ARGS, EMPTY_RESULT),
+    cmd("block-job-change", &CHANGE_ARGS, EMPTY_RESULT),
+    cmd("job-cancel", &ID_ARGS, EMPTY_RESULT),
+    cmd("job-pause", &ID_ARGS, EMPTY_RESULT),
+    cmd("job-resume", &ID_ARGS, EMPTY_RESULT),
+    cmd("job-complete", &ID_ARGS, EMPTY_RESULT),
+    cmd("job-finalize", &ID_ARGS, EMPTY_RESULT),
+    cmd("job-dismiss", &ID_ARGS, EMPTY_RESULT),
     cmd("query-jobs", &EMPTY, Type::Array(&Type::Object(&JOB_INFO))),
     cmd(
         "query-block-jobs",
@@ -16,17 +31,136 @@ pub(super) static COMMANDS: &[Command] = &[
     ),
 ];
 
-pub(super) static EVENTS: &[Event] = &[Event {
-    name: "JOB_STATUS_CHANGE",
-    data: &STATUS_CHANGE,
-}];
+pub(super) static EVENTS: &[Event] = &[
+    event("JOB_STATUS_CHANGE", &STATUS_CHANGE),
+    event("BLOCK_JOB_READY", &JOB_REPORT),
+    event("BLOCK_JOB_CANCELLED", &JOB_REPORT),
+    event("BLOCK_JOB_COMPLETED", &JOB_COMPLETED),
+    event("BLOCK_JOB_PENDING", &JOB_PENDING),
+    event("BLOCK_JOB_ERROR", &JOB_ERROR),
+];
+
+const fn event(name: &'static str, data: &'static Object) -> Event {
+    Event { name, data }
+}
+
+static JOB_REPORT_MEMBERS: &[Member] = &[
+    req("type", Type::Enum(&JOB_TYPE)),
+    req("device", STR),
+    req("len", INT),
+    req("offset", INT),
+    req("speed", INT),
+];
+
+static JOB_REPORT: Object = Object::new("BLOCK_JOB_READY-arg", JOB_REPORT_MEMBERS);
+
+static JOB_COMPLETED: Object =
+    Object::new("BLOCK_JOB_COMPLETED-arg", &[opt("error", STR)]).based(&JOB_REPORT);
+
+static JOB_PENDING: Object = Object::new(
+    "BLOCK_JOB_PENDING-arg",
+    &[req("type", Type::Enum(&JOB_TYPE)), req("id", STR)],
+);
+
+static JOB_ERROR: Object = Object::new(
+    "BLOCK_JOB_ERROR-arg",
+    &[
+        req("device", STR),
+        req("operation", Type::Enum(&OPERATION)),
+        req("action", Type::Enum(&ERROR_ACTION)),
+    ],
+);
+
+static OPERATION: Enum = Enum {
+    name: "IoOperationType",
+    values: &["read", "write"],
+};
+
+static ERROR_ACTION: Enum = Enum {
+    name: "BlockErrorAction",
+    values: &["ignore", "report", "stop"],
+};
+
+static ON_ERROR: Enum = Enum {
+    name: "BlockdevOnError",
+    values: &["report", "ignore", "enospc", "stop", "auto"],
+};
+
+static STREAM_ARGS: Object = Object::new(
+    "block-stream-arg",
+    &[
+        opt("job-id", STR),
+        req("device", STR),
+        opt("base", STR),
+        opt("base-node", STR),
+        opt("backing-file", STR),
+        opt("backing-mask-protocol", BOOL),
+        opt("bottom", STR),
+        opt("speed", INT),
+        opt("on-error", Type::Enum(&ON_ERROR)),
+        opt("filter-node-name", STR),
+        opt("auto-finalize", BOOL),
+        opt("auto-dismiss", BOOL),
+    ],
+);
+
+static COMMIT_ARGS: Object = Object::new(
+    "block-commit-arg",
+    &[
+        opt("job-id", STR),
+        req("device", STR),
+        opt("base-node", STR),
+        opt("base", STR).features(&["deprecated"]),
+        opt("top-node", STR),
+        opt("top", STR).features(&["deprecated"]),
+        opt("backing-file", STR),
+        opt("backing-mask-protocol", BOOL),
+        opt("speed", INT),
+        opt("on-error", Type::Enum(&ON_ERROR)),
+        opt("filter-node-name", STR),
+        opt("auto-finalize", BOOL),
+        opt("auto-dismiss", BOOL),
+    ],
+);
+
+static DEVICE_ARGS: Object = Object::new("block-job-pause-arg", &[req("device", STR)]);
+
+static ID_ARGS: Object = Object::new("job-pause-arg", &[req("id", STR)]);
+
+static SET_SPEED_ARGS: Object = Object::new(
+    "block-job-set-speed-arg",
+    &[req("device", STR), req("speed", INT)],
+);
+
+static BLOCK_JOB_CANCEL_ARGS: Object = Object::new(
+    "block-job-cancel-arg",
+    &[req("device", STR), opt("force", BOOL)],
+);
+
+static CHANGE_ARGS: Object = Object {
+    name: "BlockJobChangeOptions",
+    base: None,
+    members: &[req("id", STR), req("type", Type::Enum(&JOB_TYPE))],
+    variants: Some(Variants {
+        tag: "type",
+        branches: &[("mirror", &CHANGE_MIRROR)],
+    }),
+};
+
+static CHANGE_MIRROR: Object = Object::new(
+    "BlockJobChangeOptionsMirror",
+    &[req("copy-mode", Type::Enum(&COPY_MODE))],
+);
+
+static COPY_MODE: Enum = Enum {
+    name: "MirrorCopyMode",
+    values: &["background", "write-blocking"],
+};
 
 static STATUS_CHANGE: Object = Object::new(
     "JOB_STATUS_CHANGE-arg",
     &[req("id", STR), req("status", Type::Enum(&JOB_STATUS))],
 );
-
-static DISMISS_ARGS: Object = Object::new("job-dismiss-arg", &[req("id", STR)]);
 
 static CREATE_ARGS: Object = Object::new(
     "blockdev-create-arg",
@@ -97,7 +231,17 @@ static COMPRESSION: Enum = Enum {
 
 static JOB_TYPE: Enum = Enum {
     name: "JobType",
-    values: &["create"],
+    values: &[
+        "commit",
+        "stream",
+        "mirror",
+        "backup",
+        "create",
+        "amend",
+        "snapshot-load",
+        "snapshot-save",
+        "snapshot-delete",
+    ],
 };
 
 static JOB_STATUS: Enum = Enum {

@@ -139,7 +139,7 @@ fn arguments_agree_with_qemu() {
 
 /// `theirs`: member name, `?` if optional, to type; an object type is an object, a union has `<union on TAG>`.
 fn agree(path: &str, ours: &'static Object, theirs: &Value) {
-    let members = theirs.as_object().unwrap();
+    let members = theirs.as_object().expect(path);
     let known: HashMap<&str, bool> = members
         .keys()
         .map(|name| (name.trim_end_matches('?'), name.ends_with('?')))
