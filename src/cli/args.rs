@@ -302,6 +302,7 @@ pub(super) struct CreateArguments {
     after_help = "\
 Examples:
   liveblk image info disk.qcow2
+  liveblk image info --backing-chain overlay.qcow2
   liveblk image info --format raw --output json /dev/vg0/disk"
 )]
 pub(super) struct InfoArguments {
@@ -320,6 +321,10 @@ pub(super) struct InfoArguments {
     /// Open the image although another process writes to it; what is shown may be outdated
     #[arg(short = 'U', long)]
     pub(super) force_share: bool,
+
+    /// Describe the backing files too, down to the base
+    #[arg(long)]
+    pub(super) backing_chain: bool,
 }
 
 /// Check the consistency of an image. Nothing is repaired.

@@ -273,3 +273,45 @@ fn a_file_is_overwritten_only_by_force_and_never_in_use() {
     assert_eq!(shared.status.code(), Some(0));
     assert_eq!(fs::read(place.join("busy.qcow2")).expect("read"), before);
 }
+
+#[test]
+fn chains_and_internal_snapshots_are_described_alike() {
+    let place = tempfile::tempdir().expect("a directory");
+    let place = place.path();
+    fs::create_dir(place.join("d")).expect("made");
+    qemu_img(place, &["create", "-q", "-f", "raw", "disk", "3M"]);
+    let create = ["create", "-q", "-f", "qcow2"];
+    qemu_img(
+        place,
+        &[&create[..], &["-b", "disk", "-F", "raw", "base"]].concat(),
+    );
+    for name in ["one", "a longer name than the column"] {
+        let (status, _) = qemu_img(place, &["snapshot", "-c", name, "base"]);
+        assert_eq!(status, 0);
+    }
+    for (below, name) in [("../base", "d/mid"), ("mid", "d/top")] {
+        let more = ["-b", below, "-F", "qcow2", name];
+        assert_eq!(qemu_img(place, &[&create[..], &more].concat()).0, 0);
+    }
+    let chain = ["info", "--backing-chain", "-f", "qcow2", "d/top"];
+    let theirs = Command::new("qemu-img")
+        .args(chain)
+        .current_dir(place)
+        .env("TZ", "UTC")
+        .output()
+        .expect("qemu-img is installed");
+    let ours = result(place, &[&["image"], &chain[..]].concat());
+    assert_eq!(ours, String::from_utf8_lossy(&theirs.stdout));
+    assert!(ours.contains("Snapshot list:"));
+    let chain = [&chain[..], &["--output=json"]].concat();
+    let ours = result(place, &[&["image"], &chain[..]].concat());
+    assert_eq!(parsed(&ours), parsed(&qemu_img(place, &chain).1));
+
+    // Neither a lost layer nor a circle is passed over.
+    fs::rename(place.join("d/mid"), place.join("d/away")).expect("moved");
+    let told = failure(place, 1, &[&["image"], &chain[..]].concat());
+    assert!(told.contains("d/mid"), "{told}");
+    fs::copy(place.join("d/top"), place.join("d/mid")).expect("copied");
+    let told = failure(place, 1, &[&["image"], &chain[..]].concat());
+    assert!(told.contains("leads back"), "{told}");
+}

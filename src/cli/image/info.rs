@@ -1,11 +1,15 @@
 //! `liveblk image info`: what an image says of itself.
 
 use std::fmt::Write;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::header::{Header, Incompatible};
+use crate::format::qcow2::snapshot_table::{InternalSnapshot, read_snapshots};
 use crate::runtime::Handle;
 
 use super::super::Outcome;
@@ -13,6 +17,7 @@ use super::super::args::{InfoArguments, Output};
 use super::super::format::Format;
 use super::super::size::human;
 use super::opened::{Access, Opened, text_of};
+use super::snapshot_list;
 
 /// Everything that is shown.
 struct Info {
@@ -24,35 +29,104 @@ struct Info {
     file_size: u64,
     /// What the file takes up.
     actual_size: u64,
+    /// Internal snapshots.
+    snapshots: Vec<InternalSnapshot>,
     /// Only of qcow2.
     header: Option<Header>,
 }
 
 pub(super) async fn run(handle: &Handle, arguments: &InfoArguments) -> Result<Outcome> {
     let format = Format::of(&arguments.file, arguments.format)?;
+    let mut infos = vec![describe(handle, arguments, &arguments.file, format).await?];
+    while let Some((file, format)) = match arguments.backing_chain {
+        true => next_below(&infos)?,
+        false => None,
+    } {
+        infos.push(describe(handle, arguments, Path::new(&file), format).await?);
+    }
+    Ok(Outcome::text(match (arguments.output, &infos[..]) {
+        (Output::Human, _) => infos.iter().map(Info::text).collect::<Vec<_>>().join("\n"),
+        (Output::Json, [info]) if !arguments.backing_chain => format!("{:#}\n", info.json()),
+        (Output::Json, _) => {
+            let all: Value = infos.iter().map(Info::json).collect();
+            format!("{all:#}\n")
+        }
+    }))
+}
+
+async fn describe(
+    handle: &Handle,
+    arguments: &InfoArguments,
+    file: &Path,
+    format: Format,
+) -> Result<Info> {
     let access = match arguments.force_share {
         true => Access::ReadShared,
         false => Access::Read,
     };
-    let image = Opened::open(handle, &arguments.file, access).await?;
+    let image = Opened::open(handle, file, access).await?;
     let header = match format {
         Format::Raw => None,
         Format::Qcow2 => Some(image.header().await?),
     };
+    let snapshots = match &header {
+        None => Vec::new(),
+        Some(header) => read_snapshots(image.edge(), header).await?,
+    };
     let info = Info {
-        filename: text_of(&arguments.file)?.to_string(),
+        filename: text_of(file)?.to_string(),
         format,
         virtual_size: header.as_ref().map_or(image.size(), |header| header.size),
         file_driver: image.driver_name(),
         file_size: image.size(),
         actual_size: image.allocated()?,
+        snapshots,
         header,
     };
     image.close().await?;
-    Ok(Outcome::text(match arguments.output {
-        Output::Human => info.text(),
-        Output::Json => format!("{:#}\n", info.json()),
-    }))
+    Ok(info)
+}
+
+/// The backing file of the last image, and its format.
+///
+/// # Errors
+/// Its name is not one of a file, its format is not declared, or it is above in the chain.
+fn next_below(infos: &[Info]) -> Result<Option<(String, Format)>> {
+    let last = &infos[infos.len() - 1];
+    let Some(backing) = last
+        .header
+        .as_ref()
+        .and_then(|header| header.backing.as_ref())
+    else {
+        return Ok(None);
+    };
+    let refuse = |reason: String| {
+        let text = format!(
+            "backing file '{}' of '{}': {reason}",
+            backing.file, last.filename
+        );
+        Err(Error::new(ErrorKind::InvalidImage, text))
+    };
+    if has_protocol(&backing.file) {
+        return refuse("only names of local files are followed".to_owned());
+    }
+    let format = match backing.format.as_deref() {
+        Some("qcow2") => Format::Qcow2,
+        Some("raw" | "file" | "host_device") => Format::Raw,
+        Some(other) => return refuse(format!("format '{other}' is not supported")),
+        None => return refuse("the image does not declare its format".to_owned()),
+    };
+    let file = full_name(&last.filename, &backing.file);
+    let is_same = |info: &Info| same_file(&info.filename, &file);
+    match infos.iter().any(is_same) {
+        true => refuse("the chain leads back to an image above".to_owned()),
+        false => Ok(Some((file, format))),
+    }
+}
+
+fn same_file(one: &str, two: &str) -> bool {
+    let identity = |name: &str| fs::metadata(name).ok().map(|data| (data.dev(), data.ino()));
+    identity(one).is_some_and(|known| identity(two) == Some(known))
 }
 
 impl Info {
@@ -79,6 +153,9 @@ impl Info {
             info["dirty-flag"] = is(header, Incompatible::DIRTY).into();
             info["format-specific"] = json!({"type": "qcow2", "data": specific(header)});
             self.backing_json(header, &mut info);
+            if !self.snapshots.is_empty() {
+                info["snapshots"] = snapshot_list::json_of(&self.snapshots);
+            }
         }
         info
     }
@@ -134,8 +211,8 @@ impl Info {
                 writeln!(out, "backing file format: {format}")?;
             }
         }
-        if header.snapshots > 0 {
-            writeln!(out, "internal snapshots: {}", header.snapshots)?;
+        if !self.snapshots.is_empty() {
+            snapshot_list::write(&self.snapshots, out)?;
         }
         writeln!(out, "Format specific information:")?;
         for (name, value) in specific(header).as_object().into_iter().flatten() {
@@ -173,15 +250,18 @@ fn specific(header: &Header) -> Value {
 
 /// A relative backing file name is relative to the directory in the image's name.
 fn full_name(image: &str, backing: &str) -> String {
-    let has_protocol = backing
-        .find([':', '/'])
-        .is_some_and(|at| backing[at..].starts_with(':'));
     match image.rsplit_once('/') {
-        Some((directory, _)) if !backing.starts_with('/') && !has_protocol => {
+        Some((directory, _)) if !backing.starts_with('/') && !has_protocol(backing) => {
             format!("{directory}/{backing}")
         }
         _ => backing.to_string(),
     }
+}
+
+/// `PROTOCOL:…`
+fn has_protocol(name: &str) -> bool {
+    name.find([':', '/'])
+        .is_some_and(|at| name[at..].starts_with(':'))
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! `liveblk image`: create, describe and check images that no daemon serves.
 //!
 //! Results have the shape of qemu-img's, in text and in JSON. Nothing is repaired here and nothing
-//! opened but the images named and, for a new overlay's size, its backing file.
+//! opened but the images named and their backing files: for a new overlay's size, and where a chain is asked for.
 
 mod check;
 mod create;
 mod info;
 mod opened;
 mod options;
+mod snapshot_list;
 
 use crate::error::Result;
 use crate::runtime::{Config, Runtime};

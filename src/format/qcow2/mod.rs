@@ -40,6 +40,7 @@ mod refcount_table;
 mod refcounts;
 mod resize;
 mod slice_cache;
+pub mod snapshot_table;
 mod status;
 mod table;
 mod turn;
