@@ -38,6 +38,15 @@ fn valid_image(seed: u64) -> (Geometry, Vec<u8>) {
     (geometry, bytes)
 }
 
+/// An image of any bytes, as a fuzzer makes it.
+#[allow(dead_code, reason = "for the fuzz target")]
+pub(crate) fn abuse_any(bytes: &[u8]) {
+    if bytes.len() <= MIB as usize {
+        let geometry = Geometry::draw(&mut Random::new(bytes.len() as u64));
+        abuse(&geometry, bytes.to_vec(), 1);
+    }
+}
+
 /// Uses an image that may be anything. Returns why it could not be opened.
 fn abuse(geometry: &Geometry, bytes: Vec<u8>, seed: u64) -> Option<String> {
     simulate(seed, |handle| async move {

@@ -19,6 +19,8 @@ mod copy;
 mod copy_on_read;
 mod differential;
 #[cfg(feature = "testing")]
+mod fuzzed;
+#[cfg(feature = "testing")]
 mod hostile;
 mod images;
 mod imports;
@@ -27,6 +29,8 @@ mod locking;
 mod manual;
 #[cfg(feature = "testing")]
 mod model;
+#[cfg(feature = "testing")]
+mod mutations;
 mod nbd_peers;
 mod nbd_raw;
 mod nbd_server;
