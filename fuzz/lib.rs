@@ -1,13 +1,13 @@
 //! The functions that the targets fuzz are those of the integration tests, so that they cannot rot.
 
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 #[path = "../tests/it/chain.rs"]
-pub(crate) mod chain;
+mod chain;
 #[path = "../tests/it/fuzzed.rs"]
-pub(crate) mod fuzzed;
+mod fuzzed;
 #[path = "../tests/it/hostile.rs"]
-pub(crate) mod hostile;
+mod hostile;
 
 /// Opens, reads, writes and checks an image.
 pub fn qcow2_image(bytes: &[u8]) {

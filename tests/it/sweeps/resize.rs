@@ -55,7 +55,7 @@ fn resize_with(plan: &Plan, fault: Fault) -> u64 {
         top.heal();
         let struck = top.faults_struck();
         workload.verify().await;
-        workload.resize(size / 3 & !511).await;
+        workload.resize((size / 3) & !511).await;
         workload.resize(*size & !511).await;
         workload.run(40).await;
         workload.verify().await;
