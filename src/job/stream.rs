@@ -36,6 +36,9 @@ pub struct Stream {
     pub filter_node_name: Option<String>,
 }
 
+/// Bytes that are held at once.
+const MOST_HELD: u64 = 1 << 20;
+
 /// Others may read the layers that are streamed, and nobody changes them.
 const FROZEN: Permissions = Permissions {
     required: Permission::empty(),
@@ -153,6 +156,17 @@ impl StreamWork {
         Ok((status.depth > 1, status.extent.length))
     }
 
+    /// A piece is held in parts, each no longer than a guest's write may wait for.
+    async fn copy_piece(&self, piece: ByteRange) -> Result<(), CopyError> {
+        let mut start = piece.start();
+        while start < piece.end() {
+            let part = ByteRange::between(start, piece.end().min(start + MOST_HELD));
+            self.copy_held(part).await?;
+            start = part.end();
+        }
+        Ok(())
+    }
+
     async fn copy_held(&self, range: ByteRange) -> Result<(), CopyError> {
         let Some(filter) = self.filter.driver_as::<CopyOnRead>() else {
             unreachable!("the filter of a stream is a copy-on-read node");
@@ -196,7 +210,7 @@ impl Copying for StreamWork {
     }
 
     fn copy(&self, range: ByteRange) -> LocalFuture<'_, Result<(), CopyError>> {
-        Box::pin(self.copy_held(range))
+        Box::pin(self.copy_piece(range))
     }
 
     fn retries(&self) -> bool {
