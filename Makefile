@@ -6,7 +6,7 @@ CARGO ?= cargo
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long kernel-test bench build install lint doc setup clean
+.PHONY: help demo test test-long kernel-test bench bench-jobs build install lint doc setup clean
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,11 @@ bench: ## measure against rublk and qemu-storage-daemon, as a table
 	@kernel-tests/setup build vm
 	$(CARGO) build --release --bins
 	@benches/peers
+
+bench-jobs: ## measure stream and commit against qemu-storage-daemon, as a table
+	@kernel-tests/setup build
+	$(CARGO) build --release --bins
+	@benches/jobs
 
 build: ## the two binaries, optimised
 	@kernel-tests/setup build
