@@ -62,24 +62,53 @@ stop() {
     [ "$1" = qsd-nbd ] || wait_for_no_device "$DEVICE"
 }
 
-# iops PATTERN BLOCK-SIZE DEPTH
-iops() {
-    fio --name=b --filename="$DEVICE" --rw="$1" --bs="$2" --iodepth="$3" --size=${SIZE}m --direct=1 \
-        --ioengine=libaio --time_based --runtime="$SECONDS_EACH" --randrepeat=0 --norandommap --minimal |
-        awk -F';' '{ print $8 + $49 }'
+# load PATTERN KIBIBYTES DEPTH: prints IOPS and requests. The generator is as cheap as fio can be (ring with
+# registered file and buffers, requests in batches, few looks at the clock), so that it is not what is measured.
+load() {
+    local depth=$3
+    fio --name=b --filename="$DEVICE" --rw="$1" --bs="$2k" --iodepth="$depth" --size=${SIZE}m --direct=1 \
+        --ioengine=io_uring --registerfiles=1 --fixedbufs=1 --gtod_reduce=1 \
+        --iodepth_batch=$(((depth + 1) / 2)) --iodepth_batch_complete_min=$(((depth + 3) / 4)) \
+        --time_based --runtime="$SECONDS_EACH" --randrepeat=0 --norandommap --minimal |
+        awk -F';' -v kibibytes="$2" '{ printf "%d %d\n", $8 + $49, ($6 + $47) / kibibytes }'
+}
+
+# daemons CONTESTANT: the processes that serve the device.
+daemons() {
+    case $1 in
+        rublk-*) pgrep -x rublk ;;
+        liveblk-*) cat d.pid ;;
+        qsd-nbd) cat qsd.pid ;;
+    esac
+}
+
+# ticks CONTESTANT: CPU time that its processes have used in user and in kernel mode.
+ticks() {
+    local pid
+    for pid in $(daemons "$1"); do
+        sed 's/.*) //' "/proc/$pid/stat"
+    done | awk '{ user += $12; kernel += $13 } END { print user + 0, kernel + 0 }'
 }
 
 measure() {
-    local name=$1 label pattern size depth
+    local name=$1 label pattern size depth iops requests before after per_second
+    per_second=$(getconf CLK_TCK)
+    # The first pattern after the device has come up is several times slower than it is later.
+    load randread 4 16 >/dev/null
     while read -r label pattern size depth; do
-        printf 'RESULT %s %s %s\n' "$name" "$label" "$(iops "$pattern" "$size" "$depth")"
+        before=$(ticks "$name")
+        read -r iops requests < <(load "$pattern" "$size" "$depth")
+        after=$(ticks "$name")
+        printf 'RESULT %s %s %s ' "$name" "$label" "$iops"
+        awk -v n="$requests" -v hz="$per_second" \
+            '{ us = n ? 1000000 / hz / n : 0; printf "%.1f %.1f\n", ($3 - $1) * us, ($4 - $2) * us }' <<<"$before $after"
     done <<'PATTERNS'
-4k-read-qd1 randread 4k 1
-4k-write-qd1 randwrite 4k 1
-4k-read-qd16 randread 4k 16
-4k-write-qd16 randwrite 4k 16
-128k-read-qd4 read 128k 4
-128k-write-qd4 write 128k 4
+4k-read-qd1 randread 4 1
+4k-write-qd1 randwrite 4 1
+4k-read-qd16 randread 4 16
+4k-write-qd16 randwrite 4 16
+128k-read-qd4 read 128 4
+128k-write-qd4 write 128 4
 PATTERNS
 }
 

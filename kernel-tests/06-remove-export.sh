@@ -31,11 +31,23 @@ sync
 equal "file" after "$(cat mnt/file)"
 umount mnt
 
+step "open: refused in safe mode while a process has the disk open, and done when it has closed it"
+exec 5<"$DEVICE"
+must_fail 'in use|busy' qmp d block-export-del id=e0
+exec 5<&-
+must qmp d block-export-del id=e0
+wait_for_no_device "$DEVICE"
+again
+
 step "busy: removed in the middle of I/O, which ends with errors and not with a hang"
 fio --name=busy --filename="$DEVICE" --rw=randrw --bs=16k --size=64m --ioengine=libaio --iodepth=32 --direct=1 \
-    --time_based --runtime=60 --minimal >fio.out 2>&1 &
+    --time_based --runtime=60 --allow_file_create=0 --minimal >fio.out 2>&1 &
 fio=$!
-sleep 3
+for _ in $(seq 300); do
+    ! ls -l /proc/[0-9]*/fd 2>/dev/null | grep -qF -- "-> $DEVICE" || break
+    sleep 0.1
+done
+sleep 2
 must timeout 30 "$LIVEBLK" qmp --socket d.qmp block-export-del id=e0 mode=hard
 wait_for_no_device "$DEVICE"
 for _ in $(seq 150); do

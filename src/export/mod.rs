@@ -18,6 +18,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::block::{Child, Graph, Node, Permission, Permissions};
 use crate::error::{Error, ErrorKind, Result};
@@ -226,11 +227,12 @@ impl Exports {
             let text = format!("Export '{id}' is not found");
             return Err(Error::new(ErrorKind::NotFound, text));
         };
-        if entry.shutting_down.get() {
-            let text = format!("Export '{id}' is already shutting down");
-            return Err(Error::new(ErrorKind::InUse, text));
-        }
-        let in_use = entry.export.is_in_use();
+        check_not_closing(&entry)?;
+        let in_use = match mode {
+            RemoveMode::Safe => self.stays_in_use(&entry).await,
+            RemoveMode::Hard => entry.export.is_in_use(),
+        };
+        check_not_closing(&entry)?;
         if in_use && mode == RemoveMode::Safe {
             return Err(Error::new(
                 ErrorKind::InUse,
@@ -242,6 +244,21 @@ impl Exports {
             closing.await;
         }
         Ok(())
+    }
+
+    /// Whether the export has a user; of a disk, one who does not leave at once, as udev does.
+    async fn stays_in_use(&self, entry: &Entry) -> bool {
+        let looks = match entry.export.export_type() {
+            ExportType::Nbd => 0,
+            ExportType::Ublk => LOOKS,
+        };
+        for _ in 0..looks {
+            if !entry.export.is_in_use() {
+                return false;
+            }
+            self.inner.handle.sleep(LOOK_AGAIN).await;
+        }
+        entry.export.is_in_use()
     }
 
     /// Remove every export that `chosen` picks, newest first, users or not; done when they are gone.
@@ -298,6 +315,18 @@ impl Entry {
         }
     }
 }
+
+fn check_not_closing(entry: &Entry) -> Result<()> {
+    if !entry.shutting_down.get() {
+        return Ok(());
+    }
+    let text = format!("Export '{}' is already shutting down", entry.export.id());
+    Err(Error::new(ErrorKind::InUse, text))
+}
+
+/// How often, and after what time, the user of a disk is looked for again before it counts as one.
+const LOOKS: u32 = 5;
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Ids begin with a letter and go on with letters, digits, `-`, `.` and `_`.
 fn is_well_formed(id: &str) -> bool {

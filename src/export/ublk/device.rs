@@ -13,6 +13,7 @@ use super::control::Control;
 use super::features;
 use super::identity::Identity;
 use super::mounts;
+use super::openers;
 use super::options::UblkOptions;
 use super::parameters;
 use super::queue::{Life, Service};
@@ -192,7 +193,8 @@ impl Export for UblkExport {
     }
 
     fn is_in_use(&self) -> bool {
-        self.live.get() && mounts::is_in_use(&self.disk_name())
+        let disk = self.disk_name();
+        self.live.get() && (mounts::is_held(&disk) || openers::has_openers(&disk))
     }
 
     fn close(&self) -> LocalFuture<'_, ()> {

@@ -23,6 +23,7 @@ mod device;
 mod features;
 mod identity;
 mod mounts;
+mod openers;
 mod options;
 mod pages;
 mod parameters;

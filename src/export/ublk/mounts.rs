@@ -50,8 +50,8 @@ pub(super) fn detach_ublk_mounts() -> Result<()> {
 }
 
 /// Whether the disk or a part of it is mounted in the machine's first namespace, used as swap, or
-/// held by another block device. (Who has merely opened it is not visible.)
-pub(super) fn is_in_use(disk: &str) -> bool {
+/// held by another block device. (Who has merely opened it: see `openers`.)
+pub(super) fn is_held(disk: &str) -> bool {
     let mounted = read_mounts("1")
         .map(|text| ublk_mounts(&text))
         .unwrap_or_default()
@@ -78,7 +78,7 @@ fn has_holders(disk: &str) -> bool {
 }
 
 /// `name` is the disk or one of its partitions (`ublkb1p2`).
-fn belongs_to(name: &str, disk: &str) -> bool {
+pub(super) fn belongs_to(name: &str, disk: &str) -> bool {
     name.strip_prefix(disk)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('p'))
 }
