@@ -24,6 +24,8 @@ pub enum Role {
     Root,
     /// The image file of a format, or the filtered child.
     File,
+    /// The filtered child of `blkdebug`.
+    Image,
     /// The backing file.
     Backing,
     /// The external data file.
@@ -44,6 +46,7 @@ impl Role {
         match self {
             Role::Root => "root",
             Role::File => "file",
+            Role::Image => "image",
             Role::Backing => "backing",
             Role::DataFile => "data-file",
             Role::Target => "target",
@@ -319,7 +322,7 @@ impl Child {
     /// end of its file, which reads as zeroes.
     pub(super) fn check_inside(&self, node: &Node, offset: u64, length: u64) -> Result<()> {
         let end = offset.checked_add(length);
-        let bound = if self.role == Role::File {
+        let bound = if matches!(self.role, Role::File | Role::Image) {
             i64::MAX as u64
         } else {
             node.size()

@@ -1,6 +1,7 @@
 //! Drained sections: requests in flight end, new ones wait, then the graph may change.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -13,6 +14,7 @@ use super::{Child, Node};
 /// waits for a job, a network peer or a client may run in it. Ends when dropped.
 pub struct DrainedSection {
     gates: Vec<Rc<Child>>,
+    hurried: Vec<Rc<Node>>,
     quiet: Vec<Rc<Node>>,
 }
 
@@ -22,6 +24,7 @@ impl DrainedSection {
         let above = ancestors(nodes);
         let mut section = DrainedSection {
             gates: Vec::new(),
+            hurried: Vec::new(),
             quiet: Vec::new(),
         };
         for edge in above
@@ -31,6 +34,10 @@ impl DrainedSection {
         {
             edge.close_gate();
             section.gates.push(edge);
+        }
+        for node in with_descendants(&above) {
+            node.driver().set_hurried(true);
+            section.hurried.push(node);
         }
         for gate in &section.gates {
             gate.until_idle().await;
@@ -54,6 +61,9 @@ impl Drop for DrainedSection {
         for node in &self.quiet {
             node.driver().drain_end();
         }
+        for node in &self.hurried {
+            node.driver().set_hurried(false);
+        }
         for gate in &self.gates {
             gate.open_gate();
         }
@@ -70,6 +80,20 @@ fn ancestors(nodes: &[Rc<Node>]) -> Vec<Rc<Node>> {
         }
         next.extend(node.parents().iter().filter_map(|edge| edge.parent_node()));
         found.push(node);
+    }
+    found
+}
+
+/// The nodes and all nodes below them, each once: where requests to them get to.
+fn with_descendants(nodes: &[Rc<Node>]) -> Vec<Rc<Node>> {
+    let mut found: Vec<Rc<Node>> = Vec::new();
+    let mut known: HashSet<*const Node> = HashSet::new();
+    let mut next: Vec<Rc<Node>> = nodes.to_vec();
+    while let Some(node) = next.pop() {
+        if known.insert(Rc::as_ptr(&node)) {
+            next.extend(node.children().iter().map(|edge| edge.node()));
+            found.push(node);
+        }
     }
     found
 }

@@ -194,6 +194,17 @@ pub trait Driver: Any {
     /// What was prepared is given back.
     fn abort_permissions(&self) {}
 
+    /// While this holds no request may wait in the driver for time to pass: a drained section waits for
+    /// it. Calls nest.
+    fn set_hurried(&self, hurried: bool) {
+        let _ = hurried;
+    }
+
+    /// Nobody above writes any more: the last who did goes or turns read-only. The node still may.
+    fn writers_gone(&self) -> IoFuture<'_, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Stops work that the driver does by itself and waits for it to end; until [`Driver::drain_end`].
     fn drain_begin(&self) -> IoFuture<'_, ()> {
         Box::pin(async { Ok(()) })

@@ -8,7 +8,9 @@ use std::rc::{Rc, Weak};
 use crate::error::{Error, ErrorKind, Result};
 
 use super::permission_update::PermissionUpdate;
-use super::{Child, DrainedSection, Driver, Node, NodeOptions, Parent, Permissions, Role};
+use super::{
+    Child, DrainedSection, Driver, Node, NodeOptions, Parent, Permission, Permissions, Role,
+};
 
 /// Something in the graph that its users want to know.
 #[derive(Clone, Debug)]
@@ -188,6 +190,7 @@ impl Graph {
     ) -> Pin<Box<dyn Future<Output = Result<()>> + 'a>> {
         Box::pin(async move {
             let node = edge.node();
+            self.tell_writers_gone(&node, edge).await;
             node.remove_parent(edge);
             if let Some(parent) = edge.parent_node() {
                 remove_edge(&parent.children, edge);
@@ -201,6 +204,24 @@ impl Graph {
             }
             self.release(&node).await
         })
+    }
+
+    /// Tells a node below `edge` that its last writer goes, while its own edges still have what they had.
+    async fn tell_writers_gone(&self, node: &Rc<Node>, edge: &Rc<Child>) {
+        let writes = |edge: &Rc<Child>| {
+            let required = edge.permissions().required;
+            required.contains(Permission::WRITE)
+        };
+        let others = node.parents();
+        let stay = others
+            .iter()
+            .any(|other| !Rc::ptr_eq(other, edge) && writes(other));
+        if !writes(edge) || stay {
+            return;
+        }
+        if let Err(error) = node.driver().writers_gone().await {
+            tracing::warn!(node = node.name(), %error, "after the last writer");
+        }
     }
 
     /// Closes the node if nobody uses or owns it, and detaches what is below.

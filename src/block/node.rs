@@ -206,7 +206,14 @@ impl Node {
         if !self.driver.is_filter() {
             return None;
         }
-        self.child(Role::File).or_else(|| self.child(Role::Backing))
+        [Role::File, Role::Image, Role::Backing]
+            .iter()
+            .find_map(|role| self.child(*role))
+    }
+
+    /// The edge to what the node keeps its data in: the file of a format, what a filter passes on.
+    pub fn storage(&self) -> Option<Rc<Child>> {
+        self.filtered().or_else(|| self.child(Role::File))
     }
 
     /// The first node from here down that is no filter.

@@ -57,7 +57,8 @@ impl Permissions {
     /// For the `file` child of a format: metadata is read always, and written whenever the image
     /// was opened for writing, with or without users.
     pub fn for_format_file(self, writable: bool) -> Permissions {
-        let write = Permission::WRITE | Permission::RESIZE;
+        let unchanged = self.required & Permission::WRITE_UNCHANGED;
+        let write = Permission::WRITE | Permission::RESIZE | unchanged;
         let required = if writable { write } else { Permission::empty() };
         Permissions {
             required: Permission::CONSISTENT_READ | required,
