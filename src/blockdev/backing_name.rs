@@ -75,9 +75,8 @@ fn protocol_of(name: &str) -> Option<&str> {
 
 /// The protocol node at the bottom of a node's `file` children, and of what filters pass on.
 pub(super) fn file_below(node: &Node) -> Option<Rc<Node>> {
-    let next = |node: &Node| node.filtered().or_else(|| node.child(Role::File));
-    let mut below = next(node)?.node();
-    while let Some(edge) = next(&below) {
+    let mut below = node.storage()?.node();
+    while let Some(edge) = below.storage() {
         below = edge.node();
     }
     Some(below)

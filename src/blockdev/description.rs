@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::block::{DetectZeroes, DiscardMode};
+use crate::block::{DetectZeroes, DiscardMode, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::CacheSizes;
 use crate::format::raw::RawOptions;
@@ -141,12 +141,20 @@ impl DriverOptions {
         }
     }
 
-    /// The `file` child, where the driver has one.
+    /// The `file` child, where the driver has one; `image` of `blkdebug`.
     pub fn file(&self) -> Option<&ChildDescription> {
         match self {
             DriverOptions::Raw { file, .. } | DriverOptions::Qcow2 { file, .. } => Some(file),
             DriverOptions::Filter(filter) => Some(&filter.child),
             DriverOptions::File(_) | DriverOptions::Null(_) => None,
+        }
+    }
+
+    /// The role of that child.
+    pub fn file_role(&self) -> Role {
+        match self {
+            DriverOptions::Filter(filter) => filter.role(),
+            _ => Role::File,
         }
     }
 
@@ -191,9 +199,14 @@ impl Description {
                 backing: BackingDescription::parse(&mut reader)?,
                 options: Qcow2Description::parse(&mut reader)?,
             },
+            "blkdebug" => DriverOptions::Filter(FilterDescription::parse_blkdebug(&mut reader)?),
             "copy-on-read" => {
                 DriverOptions::Filter(FilterDescription::parse_copy_on_read(&mut reader)?)
             }
+            "preallocate" => {
+                DriverOptions::Filter(FilterDescription::parse_preallocate(&mut reader)?)
+            }
+            "throttle" => DriverOptions::Filter(FilterDescription::parse_throttle(&mut reader)?),
             other => {
                 let message = format!("Parameter 'driver' does not accept value '{other}'");
                 return Err(Error::new(ErrorKind::Unsupported, message));
@@ -315,9 +328,14 @@ impl Qcow2Description {
 impl ChildDescription {
     /// The `file` child, which must be there.
     pub(super) fn parse_file(reader: &mut Reader) -> Result<ChildDescription> {
-        match reader.take("file") {
-            Some(value) => ChildDescription::parse(value, &reader.path_of("file")),
-            None => Err(reader.missing("file")),
+        ChildDescription::parse_child(reader, "file")
+    }
+
+    /// The child of this name, which must be there.
+    pub(super) fn parse_child(reader: &mut Reader, name: &str) -> Result<ChildDescription> {
+        match reader.take(name) {
+            Some(value) => ChildDescription::parse(value, &reader.path_of(name)),
+            None => Err(reader.missing(name)),
         }
     }
 

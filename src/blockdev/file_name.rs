@@ -12,7 +12,9 @@ use crate::protocol::file::Identity;
 use super::backing_name::{combine, file_below};
 use super::chain::{header_reference, identity_of};
 use super::description::{DriverOptions, NullDescription};
+use super::filter_description::FilterOptions;
 use super::origin::Origin;
+use super::value::Value;
 
 /// Sets the name of `node` and, where it changes, of the nodes above that are called after it.
 pub(super) fn refresh(node: &Node) {
@@ -111,7 +113,7 @@ fn plain_name(node: &Node) -> Option<String> {
     match &given.driver {
         DriverOptions::File(file) => Some(file.filename.clone()),
         DriverOptions::Null(null) => null_name(null),
-        DriverOptions::Filter(_) => None,
+        DriverOptions::Filter(filter) => filter_name(node, &filter.options),
         DriverOptions::Raw { part, .. } if !part.is_whole() => None,
         _ if is_overridden(node) => None,
         _ => {
@@ -121,6 +123,17 @@ fn plain_name(node: &Node) -> Option<String> {
             (is_protocol && !name.starts_with("json:")).then_some(name)
         }
     }
+}
+
+/// Only `blkdebug` without anything but a file of rules has one: `blkdebug:RULES:IMAGE`.
+fn filter_name(node: &Node, options: &FilterOptions) -> Option<String> {
+    let FilterOptions::Blkdebug(given) = options else {
+        return None;
+    };
+    let image = node.filtered()?.node().file_name();
+    let plain = given.given().is_empty() && !image.starts_with("json:");
+    let config = given.config.as_deref().unwrap_or_default();
+    plain.then(|| format!("blkdebug:{config}:{image}"))
 }
 
 fn null_name(null: &NullDescription) -> Option<String> {
@@ -159,8 +172,17 @@ fn tree_of(node: &Node) -> String {
             tree.child(node, Role::File);
         }
         DriverOptions::Filter(filter) => {
+            if let FilterOptions::Throttle { group } = &filter.options {
+                tree.text("throttle-group", group);
+            }
             tree.text("driver", filter.name());
-            tree.child(node, Role::File);
+            tree.child(node, filter.role());
+            if let FilterOptions::Blkdebug(given) = &filter.options {
+                tree.optional_text("config", given.config.as_deref());
+                for (key, value) in given.given() {
+                    tree.value(key, value);
+                }
+            }
         }
     }
     tree.finish()
@@ -183,6 +205,21 @@ struct Members(Vec<String>);
 impl Members {
     fn text(&mut self, name: &str, value: &str) {
         self.0.push(format!("\"{name}\": {}", quoted(value)));
+    }
+
+    fn optional_text(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(name, value);
+        }
+    }
+
+    fn value(&mut self, name: &str, value: &Value) {
+        match value {
+            Value::Str(text) => self.text(name, text),
+            Value::Bool(value) => self.optional(name, Some(value)),
+            Value::Int(value) => self.optional(name, Some(value)),
+            other => unreachable!("rules have no {other:?}"),
+        }
     }
 
     fn optional(&mut self, name: &str, value: Option<impl std::fmt::Display>) {

@@ -2,11 +2,14 @@
 
 use std::rc::Rc;
 
-use crate::block::{Child, Driver, Node};
+use crate::block::{Child, Driver, Node, Role};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filter::{CopyOnRead, GuestReads};
+use crate::filter::{
+    Blkdebug, CopyOnRead, GuestReads, Preallocate, PreallocateOptions, Throttle, ThrottleGroup,
+};
 
 use super::Blockdev;
+use super::blkdebug_description::BlkdebugDescription;
 use super::description::ChildDescription;
 use super::value::{Reader, invalid};
 
@@ -22,10 +25,19 @@ pub struct FilterDescription {
 /// The filters that can be described, with their own options.
 #[derive(Clone, Debug)]
 pub enum FilterOptions {
+    /// `blkdebug`.
+    Blkdebug(Box<BlkdebugDescription>),
     /// `copy-on-read`.
     CopyOnRead {
         /// Node-name of the lowest layer that is copied from.
         bottom: Option<String>,
+    },
+    /// `preallocate`.
+    Preallocate(PreallocateOptions),
+    /// `throttle`.
+    Throttle {
+        /// Id of the group.
+        group: String,
     },
 }
 
@@ -33,8 +45,28 @@ impl FilterDescription {
     /// The driver's name.
     pub fn name(&self) -> &'static str {
         match self.options {
+            FilterOptions::Blkdebug(_) => "blkdebug",
             FilterOptions::CopyOnRead { .. } => "copy-on-read",
+            FilterOptions::Preallocate(_) => "preallocate",
+            FilterOptions::Throttle { .. } => "throttle",
         }
+    }
+
+    /// What its child is called.
+    pub fn role(&self) -> Role {
+        match self.options {
+            FilterOptions::Blkdebug(_) => Role::Image,
+            _ => Role::File,
+        }
+    }
+
+    pub(super) fn parse_blkdebug(reader: &mut Reader) -> Result<FilterDescription> {
+        let child = ChildDescription::parse_child(reader, "image")?;
+        let options = BlkdebugDescription::parse(reader)?;
+        Ok(FilterDescription {
+            child,
+            options: FilterOptions::Blkdebug(Box::new(options)),
+        })
     }
 
     pub(super) fn parse_copy_on_read(reader: &mut Reader) -> Result<FilterDescription> {
@@ -44,25 +76,76 @@ impl FilterDescription {
             options: FilterOptions::CopyOnRead { bottom },
         })
     }
+
+    pub(super) fn parse_preallocate(reader: &mut Reader) -> Result<FilterDescription> {
+        let mut options = PreallocateOptions::default();
+        if let Some(align) = in_range(reader, "prealloc-align")? {
+            options.align = align;
+        }
+        if let Some(size) = in_range(reader, "prealloc-size")? {
+            options.size = size;
+        }
+        Ok(FilterDescription {
+            child: ChildDescription::parse_file(reader)?,
+            options: FilterOptions::Preallocate(options),
+        })
+    }
+
+    pub(super) fn parse_throttle(reader: &mut Reader) -> Result<FilterDescription> {
+        let group = reader.required_string("throttle-group")?;
+        Ok(FilterDescription {
+            child: ChildDescription::parse_file(reader)?,
+            options: FilterOptions::Throttle { group },
+        })
+    }
+}
+
+fn in_range(reader: &mut Reader, name: &str) -> Result<Option<u64>> {
+    let Some(value) = reader.int(name)? else {
+        return Ok(None);
+    };
+    let fits = u64::try_from(value).ok();
+    fits.map(Some).ok_or_else(|| {
+        invalid(format!(
+            "Value '{value}' is out of range for parameter '{name}'"
+        ))
+    })
 }
 
 impl Blockdev {
     /// The driver of a filter over the node that `edge` leads to.
-    pub(super) fn filter(
+    pub(super) async fn filter(
         &self,
         options: &FilterOptions,
         edge: &Rc<Child>,
     ) -> Result<Box<dyn Driver>> {
-        match options {
+        let edge = edge.clone();
+        Ok(match options {
+            FilterOptions::Blkdebug(given) => {
+                let options = given.options(&self.handle).await?;
+                Box::new(Blkdebug::new(&self.handle, edge, options)?)
+            }
             FilterOptions::CopyOnRead { bottom } => {
                 let bottom = match bottom {
                     Some(name) => Some(self.bottom(name, &edge.node())?),
                     None => None,
                 };
-                let filter = CopyOnRead::new(edge.clone(), bottom, GuestReads::Copy);
-                Ok(Box::new(filter))
+                Box::new(CopyOnRead::new(edge, bottom, GuestReads::Copy))
             }
-        }
+            FilterOptions::Preallocate(options) => Box::new(Preallocate::new(edge, *options)?),
+            FilterOptions::Throttle { group } => {
+                Box::new(Throttle::new(edge, self.throttle_group(group)?))
+            }
+        })
+    }
+
+    /// # Errors
+    /// There is no group of this id.
+    pub(super) fn throttle_group(&self, id: &str) -> Result<Rc<ThrottleGroup>> {
+        self.throttle_groups.find(id).ok_or_else(|| {
+            let message = format!("Throttle group '{id}' does not exist");
+            Error::new(ErrorKind::NotFound, message)
+        })
     }
 
     /// The lowest layer that is copied from: in the chain, and no filter.

@@ -14,6 +14,7 @@
 //! - What an image's header names is opened read-only, and only files and devices.
 
 mod backing_name;
+mod blkdebug_description;
 mod chain;
 mod create;
 mod description;
@@ -38,6 +39,7 @@ use std::rc::Rc;
 
 use crate::block::{Graph, Node, Role};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::{ThrottleGroup, ThrottleGroups, ThrottleLimits};
 use crate::runtime::Handle;
 
 use effective::Source;
@@ -62,6 +64,7 @@ type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
 pub struct Blockdev {
     handle: Handle,
     graph: Graph,
+    throttle_groups: ThrottleGroups,
 }
 
 impl Blockdev {
@@ -70,7 +73,19 @@ impl Blockdev {
         Blockdev {
             handle: handle.clone(),
             graph: graph.clone(),
+            throttle_groups: ThrottleGroups::default(),
         }
+    }
+
+    /// A new group for throttle nodes; its id is not taken, its limits go together.
+    pub fn add_throttle_group(&self, id: &str, limits: ThrottleLimits) {
+        let group = ThrottleGroup::new(&self.handle, id, limits);
+        self.throttle_groups.add(group);
+    }
+
+    /// The groups that throttle nodes can be in.
+    pub fn throttle_groups(&self) -> &ThrottleGroups {
+        &self.throttle_groups
     }
 
     /// The graph.

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Child, DiscardMode, Driver, Node, NodeOptions, NodeSpec, Permissions, Role};
+use crate::block::{Child, DiscardMode, Driver, Node, NodeOptions, NodeSpec, Permissions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{OpenOptions, Qcow2};
 use crate::format::raw::Raw;
@@ -103,7 +103,7 @@ impl Blockdev {
         let edge = match file {
             Some(file) => {
                 let permissions = first_permissions(&description.driver, &options);
-                let role = Role::File;
+                let role = description.driver.file_role();
                 Some(self.graph.attach_for(&name, role, file, permissions)?)
             }
             None => None,
@@ -164,7 +164,7 @@ impl Blockdev {
                 },
                 Some(edge),
             ) => self.qcow2(name, special, edge, options).await,
-            (DriverOptions::Filter(filter), Some(edge)) => self.filter(&filter.options, edge),
+            (DriverOptions::Filter(filter), Some(edge)) => self.filter(&filter.options, edge).await,
             _ => unreachable!("{} was opened with the wrong children", driver.name()),
         }
     }

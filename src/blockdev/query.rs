@@ -95,7 +95,7 @@ fn depth_of(image: &ImageInfo) -> u64 {
 }
 
 fn statistics(node: &Node) -> StatisticsInfo {
-    let below = node.child(Role::File);
+    let below = node.storage();
     StatisticsInfo {
         node_name: node.name().to_owned(),
         driver: node.driver().driver_name(),

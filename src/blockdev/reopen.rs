@@ -7,11 +7,13 @@ use std::rc::Rc;
 
 use crate::block::{Child, DrainedSection, Node, NodeOptions, Permission, Role};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::{Preallocate, PreallocateOptions, Throttle, ThrottleGroup};
 use crate::format::qcow2::Qcow2;
 use crate::format::raw::{Raw, RawOptions};
 use crate::protocol::file::File;
 
 use super::description::{Description, DriverOptions};
+use super::filter_description::FilterOptions;
 use super::origin::Origin;
 use super::reopen_children::Plan;
 use super::value::{Value, invalid};
@@ -55,6 +57,8 @@ pub(super) struct Replacement {
 enum Step {
     Options(Rc<Node>, NodeOptions),
     Part(Rc<Node>, RawOptions),
+    Group(Rc<Node>, Rc<ThrottleGroup>),
+    Preallocation(Rc<Node>, PreallocateOptions),
     Edge(Rc<Child>, Rc<Node>),
     Backing(Rc<Node>, Option<Rc<Node>>),
     ReadOnly(Rc<Node>, bool),
@@ -128,6 +132,10 @@ impl Blockdev {
         for change in changes.iter().filter(|change| change.turns_read_only()) {
             change.node.driver().set_read_only(true).await?;
             steps.push(Step::ReadOnly(change.node.clone(), false));
+            self.tell_filters(&change.node).await;
+        }
+        for replacement in replacements {
+            self.tell_filters(&replacement.parent).await;
         }
         for change in changes {
             steps.push(Step::Options(change.node.clone(), change.before));
@@ -137,7 +145,7 @@ impl Blockdev {
             self.replace(drained, replacement, steps)?;
         }
         for change in changes {
-            apply_part(change, steps)?;
+            self.apply_part(change, steps)?;
         }
         let nodes: Vec<Rc<Node>> = changes.iter().map(|change| change.node.clone()).collect();
         self.graph.refresh_permissions(&nodes)?;
@@ -184,6 +192,16 @@ impl Blockdev {
                     Some(raw) => raw.set_options(part),
                     None => Ok(()),
                 },
+                Step::Group(node, group) => {
+                    if let Some(throttle) = node.driver_as::<Throttle>() {
+                        throttle.set_group(group);
+                    }
+                    Ok(())
+                }
+                Step::Preallocation(node, before) => match node.driver_as::<Preallocate>() {
+                    Some(filter) => filter.set_options(before),
+                    None => Ok(()),
+                },
                 Step::Edge(edge, node) => self.graph.redirect(drained, &[edge], &node),
                 Step::Backing(node, before) => {
                     self.graph.set_backing(drained, &node, before.as_ref())
@@ -218,6 +236,72 @@ impl Blockdev {
     }
 }
 
+impl Blockdev {
+    /// Filters below a node lose a writer, for now or for good. In a drained section.
+    pub(super) async fn tell_filters(&self, node: &Node) {
+        let mut below = node.storage();
+        while let Some(edge) = below {
+            let filter = edge.node();
+            if !filter.driver().is_filter() {
+                break;
+            }
+            if let Err(error) = filter.driver().writers_gone().await {
+                tracing::warn!(node = filter.name(), %error, "after the last writer");
+            }
+            below = filter.filtered();
+        }
+    }
+
+    /// Options that only one driver has.
+    fn apply_part(&self, change: &Change, steps: &mut Vec<Step>) -> Result<()> {
+        let node = &change.node;
+        match &change.given.driver {
+            DriverOptions::Raw { part, .. } => {
+                if let Some(raw) = node.driver_as::<Raw>() {
+                    let before = raw.options();
+                    raw.set_options(*part)?;
+                    steps.push(Step::Part(node.clone(), before));
+                }
+            }
+            DriverOptions::Qcow2 { options, .. } => {
+                if let Some(image) = node.driver_as::<Qcow2>() {
+                    let unmap = change.options.discard == crate::block::DiscardMode::Unmap;
+                    image.set_pass_discard(options.pass_discard_request.unwrap_or(unmap));
+                }
+            }
+            DriverOptions::Filter(filter) => self.apply_filter(node, &filter.options, steps)?,
+            DriverOptions::File(_) | DriverOptions::Null(_) => {}
+        }
+        Ok(())
+    }
+
+    fn apply_filter(
+        &self,
+        node: &Rc<Node>,
+        options: &FilterOptions,
+        steps: &mut Vec<Step>,
+    ) -> Result<()> {
+        match options {
+            FilterOptions::Throttle { group } => {
+                if let Some(throttle) = node.driver_as::<Throttle>() {
+                    let before = throttle.group();
+                    throttle.set_group(self.throttle_group(group)?);
+                    steps.push(Step::Group(node.clone(), before));
+                }
+            }
+            FilterOptions::Preallocate(options) => {
+                if let Some(filter) = node.driver_as::<Preallocate>() {
+                    let before = filter.options();
+                    filter.set_options(*options)?;
+                    steps.push(Step::Preallocation(node.clone(), before));
+                }
+            }
+            FilterOptions::CopyOnRead { .. } | FilterOptions::Blkdebug(_) => {}
+        }
+        Ok(())
+    }
+}
+
 /// A node that somebody outside of the list writes to cannot turn read-only.
 fn check_writers(changes: &[Change]) -> Result<()> {
     let write = Permission::WRITE | Permission::WRITE_UNCHANGED | Permission::RESIZE;
@@ -247,25 +331,4 @@ fn apply_options(node: &Node, options: NodeOptions) {
             options.cache_no_flush,
         );
     }
-}
-
-/// Options that only one driver has.
-fn apply_part(change: &Change, steps: &mut Vec<Step>) -> Result<()> {
-    match &change.given.driver {
-        DriverOptions::Raw { part, .. } => {
-            if let Some(raw) = change.node.driver_as::<Raw>() {
-                let before = raw.options();
-                raw.set_options(*part)?;
-                steps.push(Step::Part(change.node.clone(), before));
-            }
-        }
-        DriverOptions::Qcow2 { options, .. } => {
-            if let Some(image) = change.node.driver_as::<Qcow2>() {
-                let unmap = change.options.discard == crate::block::DiscardMode::Unmap;
-                image.set_pass_discard(options.pass_discard_request.unwrap_or(unmap));
-            }
-        }
-        _ => {}
-    }
-    Ok(())
 }

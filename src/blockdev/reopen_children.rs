@@ -52,6 +52,7 @@ impl<'a> Plan<'a> {
             )));
         }
         let file = given.driver.file().cloned();
+        let role = given.driver.file_role();
         let backing = given.driver.backing().cloned();
         let shared = given.shared;
         self.changes.push(Change::new(node, given, options));
@@ -60,7 +61,7 @@ impl<'a> Plan<'a> {
         }
         if let Some(file) = file {
             let source = Source::FileOf(options);
-            self.add_child(node, Role::File, file, shared, source)?;
+            self.add_child(node, role, file, shared, source)?;
         }
         Ok(())
     }
@@ -248,15 +249,23 @@ fn check_fixed_of_driver(
                 return Err(cannot_change("discard-no-unref"));
             }
         }
-        (_, DriverOptions::Filter(filter)) => check_filter(node, filter)?,
+        (DriverOptions::Filter(before), DriverOptions::Filter(now)) => {
+            check_filter(node, before, now)?;
+        }
         _ => {}
     }
     Ok(())
 }
 
-fn check_filter(node: &Node, now: &FilterDescription) -> Result<()> {
-    match now.options {
-        FilterOptions::CopyOnRead { .. } => Err(Error::new(
+fn check_filter(node: &Node, before: &FilterDescription, now: &FilterDescription) -> Result<()> {
+    match (&before.options, &now.options) {
+        (FilterOptions::Blkdebug(before), FilterOptions::Blkdebug(now)) => {
+            match before.difference(now) {
+                Some(option) => Err(cannot_change(&option)),
+                None => Ok(()),
+            }
+        }
+        (_, FilterOptions::CopyOnRead { .. }) => Err(Error::new(
             ErrorKind::Unsupported,
             format!(
                 "Block format '{}' used by node '{}' does not support reopening files",
@@ -264,6 +273,7 @@ fn check_filter(node: &Node, now: &FilterDescription) -> Result<()> {
                 node.name()
             ),
         )),
+        _ => Ok(()),
     }
 }
 

@@ -276,6 +276,7 @@ impl Blockdev {
         }
         let nodes = with_adopted_files(node);
         tell_drivers(nodes.iter(), true).await?;
+        self.tell_filters(node).await;
         set_read_only(&nodes, true);
         if let Err(error) = self.graph.refresh_permissions(std::slice::from_ref(node)) {
             set_read_only(&nodes, false);
@@ -313,7 +314,7 @@ fn check_overlay(overlay: &Rc<Node>) -> Result<()> {
 fn with_adopted_files(node: &Rc<Node>) -> Vec<Rc<Node>> {
     let mut nodes = vec![node.clone()];
     let mut parent = node.clone();
-    while let Some(edge) = parent.child(crate::block::Role::File) {
+    while let Some(edge) = parent.storage() {
         let child = edge.node();
         let inherits = Origin::of(&child)
             .is_some_and(|origin| origin.given.borrow().shared.read_only.is_none());

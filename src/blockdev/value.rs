@@ -2,6 +2,8 @@
 
 use crate::error::{Error, ErrorKind, Result};
 
+use super::blkdebug_description::RuleReader;
+
 /// A value in a tree of options: what JSON and dotted keys have in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Value {
@@ -92,6 +94,52 @@ impl Reader {
             },
             Some(_) => Err(wrong_type(&self.path_of(name), "integer")),
         }
+    }
+
+    /// A number of any sign.
+    pub(super) fn int(&mut self, name: &str) -> Result<Option<i128>> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::Int(value)) => Ok(Some(value)),
+            Some(_) => Err(wrong_type(&self.path_of(name), "integer")),
+        }
+    }
+
+    fn list(&mut self, name: &str) -> Result<Vec<Value>> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Value::List(values)) => Ok(values),
+            Some(_) => Err(wrong_type(&self.path_of(name), "array")),
+        }
+    }
+
+    /// The maps of a list, each to be read as a rule.
+    pub(super) fn maps(&mut self, name: &str) -> Result<Vec<RuleReader>> {
+        let path = self.path_of(name);
+        let values = self.list(name)?.into_iter().enumerate();
+        values
+            .map(|(index, value)| RuleReader::typed(value, &format!("{path}[{index}].")))
+            .collect()
+    }
+
+    /// Words of a list, each one of a few.
+    pub(super) fn words<T: Copy>(&mut self, name: &str, words: &[(&str, T)]) -> Result<Vec<T>> {
+        let meaning = |value: Value| {
+            let known = words
+                .iter()
+                .find(|(word, _)| matches!(&value, Value::Str(text) if text == word));
+            known.map(|(_, meaning)| *meaning).ok_or_else(|| {
+                invalid(format!(
+                    "Parameter '{name}' does not accept value '{value:?}'"
+                ))
+            })
+        };
+        self.list(name)?.into_iter().map(meaning).collect()
+    }
+
+    /// The name of the first entry that nobody took.
+    pub(super) fn first_left(&self) -> Option<&str> {
+        self.entries.first().map(|(name, _)| name.as_str())
     }
 
     /// One of a few words.

@@ -16,6 +16,8 @@ use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
 
+use super::passed_limits;
+
 /// Bytes that one copy moves at most, where clusters are not larger.
 const PIECE: u64 = 1 << 20;
 
@@ -152,7 +154,7 @@ impl Driver for CopyOnRead {
     }
 
     fn limits(&self) -> Limits {
-        self.file.node().driver().limits()
+        passed_limits(&self.file)
     }
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {

@@ -8,10 +8,27 @@
 //! - What is read through a filter is what its child has.
 //! - Nothing waits in a filter that a drained section could not wait for.
 
+mod blkdebug;
 mod commit_top;
 mod copy_on_read;
 mod mirror_top;
+mod preallocate;
+mod throttle;
 
+use crate::block::{Child, Limits};
+
+pub use blkdebug::{Blkdebug, BlkdebugOptions, InjectError, IoTypes, RequestEvent, SetState};
 pub use commit_top::CommitTop;
 pub use copy_on_read::{CopyOnRead, GuestReads};
 pub use mirror_top::{CopyMode, DirtySink, MirrorTop};
+pub use preallocate::{Preallocate, PreallocateOptions};
+pub use throttle::{Rate, Throttle, ThrottleGroup, ThrottleGroups, ThrottleLimits};
+
+/// The limits of a filter that hands requests on as they are: those of its child, which does the padding.
+fn passed_limits(child: &Child) -> Limits {
+    Limits {
+        request_alignment: 1,
+        memory_alignment: 1,
+        ..child.node().driver().limits()
+    }
+}

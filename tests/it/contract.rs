@@ -3,8 +3,11 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use liveblk::block::{Child, Graph, Node, Permissions, Role};
-use liveblk::filter::{CopyOnRead, GuestReads};
+use liveblk::block::{Child, Driver, Graph, Node, Permissions, Role};
+use liveblk::filter::{
+    Blkdebug, BlkdebugOptions, CopyOnRead, GuestReads, Preallocate, PreallocateOptions, Throttle,
+    ThrottleGroup, ThrottleLimits,
+};
 use liveblk::format::raw::{Raw, RawOptions};
 use liveblk::protocol::file::{File, FileKind, FileOptions};
 use liveblk::protocol::null::{Null, NullOptions};
@@ -288,4 +291,71 @@ fn copy_on_read() {
             check_contract(filter, seed).await;
         });
     });
+}
+
+/// Filters that hand requests on, over disks of any alignment.
+#[test]
+fn filters() {
+    for_each_seed("contract::filters", 24, |seed| {
+        simulate(seed, |handle| async move {
+            let mut random = Random::new(seed);
+            let bytes = content(&mut random, 1 << 18);
+            let disk = any_disk(&handle, &mut random, &bytes);
+            let graph = Graph::new();
+            let below = insert(&graph, "disk", disk.driver());
+            let role = match seed % 3 {
+                0 => Role::Image,
+                _ => Role::File,
+            };
+            let edge = graph.attach_for("filter", role, &below, Permissions::NONE);
+            let edge = edge.expect("no other user");
+            let alignment = u64::from(disk.options().request_alignment);
+            let driver: Box<dyn Driver> = match seed % 3 {
+                0 => Box::new(any_blkdebug(&handle, &mut random, &edge, alignment)),
+                1 => {
+                    let mut limits = ThrottleLimits::default();
+                    limits.set("iops-total", 1000);
+                    limits.set("bps-write", 1 << 30);
+                    let group = ThrottleGroup::new(&handle, "g", limits);
+                    Box::new(Throttle::new(edge.clone(), group))
+                }
+                _ => {
+                    let options = PreallocateOptions {
+                        size: random.below(1 << 16),
+                        align: 512 * (1 + random.below(9)),
+                    };
+                    let driver = Preallocate::new(edge.clone(), options);
+                    Box::new(driver.expect("valid options"))
+                }
+            };
+            let name = driver.driver_name();
+            let node = insert_with(&graph, "filter", driver, vec![edge], writable());
+            let guest = attach(&graph, &node, full_access());
+            let filter = Subject {
+                resizable: Some(4096),
+                ..subject(name, guest, bytes)
+            };
+            check_contract(filter, seed).await;
+        });
+    });
+}
+
+/// Alignments and lengths that go together, and no errors.
+fn any_blkdebug(
+    handle: &Handle,
+    random: &mut Random,
+    image: &Rc<Child>,
+    alignment: u64,
+) -> Blkdebug {
+    let align = alignment.max(random.choose(&[1, 512, 4096]));
+    let options = BlkdebugOptions {
+        align,
+        max_transfer: align * random.below(4),
+        opt_write_zero: align * random.below(3),
+        max_write_zero: align * 2 * random.below(4),
+        opt_discard: align * random.below(3),
+        max_discard: align * 2 * random.below(4),
+        ..BlkdebugOptions::default()
+    };
+    Blkdebug::new(handle, image.clone(), options).expect("they go together")
 }

@@ -44,7 +44,7 @@ const LAYERS: &[Layer] = &[
     layer(
         "filter",
         &["block", "runtime"],
-        &["runtime", "protocol", "format", "testing"],
+        &["protocol", "format", "testing"],
     ),
     layer("testing", &["block", "runtime"], &[]),
     layer(

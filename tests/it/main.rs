@@ -18,6 +18,7 @@ mod copy;
 #[cfg(feature = "testing")]
 mod copy_on_read;
 mod differential;
+mod filters;
 #[cfg(feature = "testing")]
 mod fuzzed;
 #[cfg(feature = "testing")]

@@ -14,6 +14,7 @@ mod job;
 mod node;
 mod node_info;
 mod object;
+mod qom;
 mod snapshot;
 mod statistics;
 
@@ -90,10 +91,19 @@ static HANDLERS: &[(&str, Handler)] = &[
         })
     }),
     ("object-add", |context, args| {
-        done(context.objects.add(Args::new(&args)))
+        done(object::add(&context, Args::new(&args)))
     }),
     ("object-del", |context, args| {
-        done(context.objects.remove(Args::new(&args).required_str("id")))
+        done(object::remove(
+            &context,
+            Args::new(&args).required_str("id"),
+        ))
+    }),
+    ("qom-get", |context, args| {
+        done(qom::read(&context, Args::new(&args)))
+    }),
+    ("qom-set", |context, args| {
+        done(qom::write(&context, Args::new(&args)))
     }),
     ("blockdev-add", |context, args| {
         Box::pin(async move { node::add(&context, args).await })

@@ -1,9 +1,10 @@
-//! Objects: I/O threads (named, though there is one loop only) and secrets.
+//! Objects: I/O threads (named, though there is one loop only), secrets and throttle groups.
 
 use std::cell::RefCell;
 
 use serde_json::{Value, json};
 
+use super::{Context, Outcome, qom};
 use crate::qmp::chardev::is_identifier;
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
@@ -23,35 +24,79 @@ enum Kind {
     /// All I/O is on the daemon's one thread; the name is what exports may refer to.
     IoThread,
     Secret(Vec<u8>),
+    /// What it is stands in `blockdev`'s list of groups.
+    ThrottleGroup,
+}
+
+impl Kind {
+    fn name(&self) -> &'static str {
+        match self {
+            Kind::IoThread => "iothread",
+            Kind::Secret(_) => "secret",
+            Kind::ThrottleGroup => "throttle-group",
+        }
+    }
+}
+
+/// `object-add` and `--object`.
+pub(super) fn add(context: &Context, args: Args<'_>) -> Outcome {
+    context
+        .objects
+        .add(args, || qom::add_throttle_group(context, args))
+}
+
+/// `object-del`.
+pub(super) fn remove(context: &Context, id: &str) -> Outcome {
+    let groups = context.blockdev.throttle_groups();
+    if groups.find(id).is_some_and(|group| group.is_used()) {
+        let text = format!("object '{id}' is in use, can not be deleted");
+        return Err(QmpError::generic(text));
+    }
+    context.objects.remove(id)?;
+    groups.remove(id);
+    Ok(json!({}))
 }
 
 impl Objects {
-    /// `object-add`.
-    pub(super) fn add(&self, args: Args<'_>) -> Result<Value, QmpError> {
+    /// One more object; `add_group` makes a throttle group.
+    fn add(
+        &self,
+        args: Args<'_>,
+        add_group: impl FnOnce() -> Result<(), QmpError>,
+    ) -> Result<Value, QmpError> {
         let id = args.required_str("id");
         if !is_identifier(id) {
             return Err(QmpError::generic("Parameter 'id' expects an identifier"));
         }
-        let kind = match args.required_str("qom-type") {
-            "iothread" => Kind::IoThread,
-            "secret" => Kind::Secret(secret(args)?),
-            other => unreachable!("the schema has no object type '{other}'"),
-        };
-        let mut objects = self.objects.borrow_mut();
-        if objects.iter().any(|object| object.id == id) {
+        if self.kind(id).is_some() {
             let text =
                 format!("attempt to add duplicate property '{id}' to object (type 'container')");
             return Err(QmpError::generic(text));
         }
-        objects.push(Object {
+        let kind = match args.required_str("qom-type") {
+            "iothread" => Kind::IoThread,
+            "secret" => Kind::Secret(secret(args)?),
+            "throttle-group" => {
+                add_group()?;
+                Kind::ThrottleGroup
+            }
+            other => unreachable!("the schema has no object type '{other}'"),
+        };
+        self.objects.borrow_mut().push(Object {
             id: id.into(),
             kind,
         });
         Ok(json!({}))
     }
 
-    /// `object-del`.
-    pub(super) fn remove(&self, id: &str) -> Result<Value, QmpError> {
+    /// The type of an object.
+    pub(super) fn kind(&self, id: &str) -> Option<&'static str> {
+        let objects = self.objects.borrow();
+        let found = objects.iter().find(|object| object.id == id);
+        found.map(|object| object.kind.name())
+    }
+
+    fn remove(&self, id: &str) -> Result<Value, QmpError> {
         let mut objects = self.objects.borrow_mut();
         match objects.iter().position(|object| object.id == id) {
             Some(index) => {
@@ -156,7 +201,9 @@ mod tests {
     use super::*;
 
     fn add(objects: &Objects, value: Value) -> Result<Value, String> {
-        objects.add(Args::new(&value)).map_err(|error| error.desc)
+        let none = || unreachable!("no throttle group is added here");
+        let added = objects.add(Args::new(&value), none);
+        added.map_err(|error| error.desc)
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod check;
 mod control;
 mod device;
 mod export;
+mod filter;
 mod introspect;
 mod job;
 mod node;
@@ -19,6 +20,7 @@ mod snapshot;
 
 pub use args::Args;
 pub use check::{Dialect, check};
+pub use filter::LIMITS_PROPERTY;
 pub use introspect::introspect;
 
 /// A type of a member, an argument or a result.

@@ -2,7 +2,7 @@
 
 use super::{
     Alternate, BOOL, Command, EMPTY_RESULT, Enum, Event, INT, Object, STR, Type, U64, Variants,
-    cmd, opt, refused, req,
+    cmd, filter, opt, refused, req,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -34,13 +34,16 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
     variants: Some(Variants {
         tag: "driver",
         branches: &[
-            ("copy-on-read", &COPY_ON_READ_OPTIONS),
+            ("blkdebug", &filter::BLKDEBUG_OPTIONS),
+            ("copy-on-read", &filter::COPY_ON_READ_OPTIONS),
             ("file", &FILE_OPTIONS),
             ("host_device", &FILE_OPTIONS),
             ("null-aio", &NULL_OPTIONS),
             ("null-co", &NULL_OPTIONS),
+            ("preallocate", &filter::PREALLOCATE_OPTIONS),
             ("qcow2", &QCOW2_OPTIONS),
             ("raw", &RAW_OPTIONS),
+            ("throttle", &filter::THROTTLE_OPTIONS),
         ],
     }),
 };
@@ -49,13 +52,16 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
 pub(super) static DRIVER: Enum = Enum {
     name: "BlockdevDriver",
     values: &[
+        "blkdebug",
         "copy-on-read",
         "file",
         "host_device",
         "null-aio",
         "null-co",
+        "preallocate",
         "qcow2",
         "raw",
+        "throttle",
     ],
 };
 
@@ -140,13 +146,10 @@ static NULL_OPTIONS: Object = Object::new(
     ],
 );
 
-static FORMAT_OPTIONS: Object = Object::new(
+pub(super) static FORMAT_OPTIONS: Object = Object::new(
     "BlockdevOptionsGenericFormat",
     &[req("file", Type::Alternate(&BLOCKDEV_REF))],
 );
-
-static COPY_ON_READ_OPTIONS: Object =
-    Object::new("BlockdevOptionsCor", &[opt("bottom", STR)]).based(&FORMAT_OPTIONS);
 
 static RAW_OPTIONS: Object = Object::new(
     "BlockdevOptionsRaw",

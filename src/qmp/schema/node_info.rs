@@ -171,7 +171,7 @@ static GRAPH_EDGE: Object = Object::new(
     ],
 );
 
-static PERMISSION: Enum = Enum {
+pub(super) static PERMISSION: Enum = Enum {
     name: "BlockPermission",
     values: &["consistent-read", "write", "write-unchanged", "resize"],
 };

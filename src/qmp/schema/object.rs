@@ -1,10 +1,14 @@
-//! Objects: I/O threads and secrets.
+//! Objects: I/O threads, secrets and throttle groups.
 
-use super::{Command, EMPTY_RESULT, Enum, Object, STR, Type, Variants, cmd, opt, refused, req};
+use super::{
+    Command, EMPTY_RESULT, Enum, Object, STR, Type, Variants, cmd, filter, opt, refused, req,
+};
 
 pub(super) static COMMANDS: &[Command] = &[
     cmd("object-add", &OBJECT_OPTIONS, EMPTY_RESULT),
     cmd("object-del", &DEL_ARGS, EMPTY_RESULT),
+    cmd("qom-get", &GET_ARGS, Type::Any),
+    cmd("qom-set", &SET_ARGS, EMPTY_RESULT),
 ];
 
 /// The description of an object: options of `--object`, arguments of `object-add`.
@@ -14,19 +18,34 @@ pub static OBJECT_OPTIONS: Object = Object {
     members: &[req("qom-type", Type::Enum(&OBJECT_TYPE)), req("id", STR)],
     variants: Some(Variants {
         tag: "qom-type",
-        branches: &[("iothread", &IOTHREAD_OPTIONS), ("secret", &SECRET_OPTIONS)],
+        branches: &[
+            ("iothread", &IOTHREAD_OPTIONS),
+            ("secret", &SECRET_OPTIONS),
+            ("throttle-group", &filter::THROTTLE_GROUP_OPTIONS),
+        ],
     }),
 };
 
 static OBJECT_TYPE: Enum = Enum {
     name: "ObjectType",
-    values: &["iothread", "secret"],
+    values: &["iothread", "secret", "throttle-group"],
 };
 
 /// The types of objects that can be made.
 pub fn object_types() -> &'static [&'static str] {
     OBJECT_TYPE.values
 }
+
+static GET_ARGS: Object = Object::new("qom-get-arg", &[req("path", STR), req("property", STR)]);
+
+static SET_ARGS: Object = Object::new(
+    "qom-set-arg",
+    &[
+        req("path", STR),
+        req("property", STR),
+        req("value", Type::Any),
+    ],
+);
 
 static DEL_ARGS: Object = Object::new("object-del-arg", &[req("id", STR)]);
 
