@@ -19,6 +19,12 @@ pub(super) fn layers(top: &Rc<Node>, base: Option<&Rc<Node>>) -> Vec<Rc<Node>> {
     layers
 }
 
+/// What the lowest of these layers has as its backing file, with the filters that users have put above it.
+pub(super) fn attached_below(layers: &[Rc<Node>]) -> Option<Rc<Node>> {
+    let edge = layers.last()?.child(Role::Backing)?;
+    Some(edge.node())
+}
+
 /// No job works on a node from `top` down to `base`, not including it; nor on a filter between.
 ///
 /// # Errors

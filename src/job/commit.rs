@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use super::chain::{check_no_other_overlay, layers, overlay_of};
+use super::chain::{attached_below, check_no_other_overlay, layers, overlay_of};
 use super::copy::{Copier, CopyError, CopyOptions, Pace};
 use super::link::Link;
 use super::pieces::Crew;
@@ -166,7 +166,8 @@ impl CommitWork {
             backing_file: self.arguments.backing_file.clone(),
             mask_protocol: self.arguments.mask_protocol,
         };
-        link.make(&self.workshop, &overlay, Some(base)).await
+        let attached = attached_below(&layers(top, Some(base)));
+        link.make(&self.workshop, &overlay, attached.as_ref()).await
     }
 }
 

@@ -27,8 +27,8 @@ impl Link {
         overlay: &Rc<Node>,
         base: Option<&Rc<Node>>,
     ) -> Result<()> {
-        let has_backing = overlay.child(Role::Backing).is_some();
-        if base.is_none() && !has_backing {
+        let before = overlay.child(Role::Backing).map(|edge| edge.node());
+        if base.is_none() && before.is_none() {
             return Ok(());
         }
         let drained = workshop.graph.drain(std::slice::from_ref(overlay)).await?;
@@ -46,6 +46,12 @@ impl Link {
         }
         drop(drained);
         workshop.images.backing_changed(overlay);
+        if let Some(before) = before {
+            // A user's filter between the layers goes with what it filtered.
+            if let Err(error) = workshop.graph.release(&before).await {
+                tracing::error!(node = before.name(), %error, "an image was not closed cleanly");
+            }
+        }
         done
     }
 

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use super::chain::{check_unoccupied, layers};
+use super::chain::{attached_below, check_unoccupied, layers};
 use super::copy::{Copier, CopyError, CopyOptions, Pace};
 use super::link::Link;
 use super::pieces::Crew;
@@ -197,7 +197,9 @@ impl StreamWork {
             backing_file: self.arguments.backing_file.clone(),
             mask_protocol: self.arguments.mask_protocol,
         };
-        link.make(&self.workshop, device, base.as_ref()).await
+        let layers = layers(device, base.as_ref());
+        let attached = attached_below(&layers).filter(|_| base.is_some());
+        link.make(&self.workshop, device, attached.as_ref()).await
     }
 }
 
