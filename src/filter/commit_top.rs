@@ -4,6 +4,7 @@
 use std::any::Any;
 use std::rc::Rc;
 
+use super::passed_limits;
 use crate::block::{
     Child, Driver, Extent, Forward, IoFuture, Limits, Permissions, Role, Transfer, TransferKind,
     TruncateOptions, WriteFlags, ZeroFlags,
@@ -37,7 +38,7 @@ impl Driver for CommitTop {
     }
 
     fn limits(&self) -> Limits {
-        self.child.node().driver().limits()
+        passed_limits(&self.child)
     }
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {

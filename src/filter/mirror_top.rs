@@ -10,6 +10,7 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::passed_limits;
 use crate::block::{
     Child, DirtyBitmap, Driver, Extent, Forward, IoFuture, Limits, LockMode, Permission,
     Permissions, RangeGuard, RangeLock, Role, Transfer, TransferKind, TruncateOptions, WriteFlags,
@@ -161,7 +162,7 @@ impl Driver for MirrorTop {
     }
 
     fn limits(&self) -> Limits {
-        self.child.node().driver().limits()
+        passed_limits(&self.child)
     }
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
