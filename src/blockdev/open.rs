@@ -75,7 +75,14 @@ impl Blockdev {
         source: Source,
     ) -> Result<Rc<Node>> {
         match child {
-            ChildDescription::Reference(name) => names::find_either(&self.graph, &name),
+            ChildDescription::Reference(name) => {
+                let node = names::find_either(&self.graph, &name)?;
+                if matches!(source, Source::FileOf(_)) {
+                    // What is written past a job's filter the job would not see.
+                    node.check_unoccupied()?;
+                }
+                Ok(node)
+            }
             ChildDescription::Inline(description) => self.open(*description, source).await,
         }
     }

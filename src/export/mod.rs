@@ -172,6 +172,10 @@ impl Exports {
         if spec.writable && node.options().read_only {
             return refuse("Cannot export read-only node as writable".into());
         }
+        if spec.writable {
+            // A job's filter would not see these writes.
+            node.check_unoccupied()?;
+        }
         Ok(node)
     }
 

@@ -42,6 +42,7 @@ mod overlapping;
 mod qcow2_check;
 mod qmp_command_line;
 mod qmp_daemon;
+mod qmp_jobs;
 mod qmp_monitor;
 mod qmp_replay;
 mod service;
