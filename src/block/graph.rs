@@ -5,6 +5,8 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 
+use nix::errno::Errno;
+
 use crate::error::{Error, ErrorKind, Result};
 
 use super::permission_update::PermissionUpdate;
@@ -27,6 +29,17 @@ pub enum BlockEvent {
         size: Option<u64>,
         /// The image is not usable any more.
         fatal: bool,
+    },
+    /// A request from outside was answered with an error.
+    RequestFailed {
+        /// Who asked: the id of an export.
+        user: String,
+        /// The node that was asked.
+        node_name: String,
+        /// It was to change something.
+        writes: bool,
+        /// What it was answered with.
+        errno: Errno,
     },
 }
 

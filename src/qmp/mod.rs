@@ -22,6 +22,7 @@ pub mod error;
 pub mod events;
 pub mod json;
 pub mod keyval;
+mod limited_events;
 pub mod monitor;
 pub mod schema;
 pub mod session;

@@ -25,7 +25,7 @@ use super::identity::{self, Identity};
 use super::options::{ANY_ID, UblkOptions, ZeroCopy};
 use super::parameters::{self, Geometry};
 use super::queue::{self, Service, Transport};
-use crate::block::Child;
+use crate::block::{Child, Graph};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::ExportSpec;
 use crate::runtime::Handle;
@@ -47,6 +47,7 @@ const PR_SET_IO_FLUSHER: libc::c_int = 57;
 /// What a device is made from.
 pub(super) struct Plan<'a> {
     pub(super) handle: &'a Handle,
+    pub(super) graph: &'a Graph,
     pub(super) offered: Features,
     pub(super) spec: &'a ExportSpec,
     pub(super) options: &'a UblkOptions,
@@ -222,6 +223,8 @@ impl Plan<'_> {
             ring: ring.clone(),
             device: ring.file(OwnedFd::from(file)),
             child: export.root.clone(),
+            graph: self.graph.clone(),
+            export_id: self.spec.id.clone(),
             transport,
             life: export.life.clone(),
         }))

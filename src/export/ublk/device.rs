@@ -61,6 +61,7 @@ impl UblkExport {
         let root = exports.attach(&node, spec.writable, resizable)?;
         let plan = Plan {
             handle: exports.handle(),
+            graph: exports.graph(),
             offered,
             spec,
             options,

@@ -14,7 +14,7 @@ use super::abi::{Description, Operation, RESULT_REQUEST};
 use super::descriptors::Descriptors;
 use super::pages::RequestPages;
 use super::request::{self, Request};
-use crate::block::Child;
+use crate::block::{BlockEvent, Child, Graph};
 use crate::buffer::{KernelSlice, MemorySlice, Payload};
 use crate::error::{Error, Result};
 use crate::runtime::Handle;
@@ -34,8 +34,23 @@ pub(super) struct Service {
     pub(super) ring: Ring,
     pub(super) device: Rc<RingFile>,
     pub(super) child: Rc<Child>,
+    /// Who is told of requests that fail, and as whose.
+    pub(super) graph: Graph,
+    pub(super) export_id: String,
     pub(super) transport: Transport,
     pub(super) life: Rc<Life>,
+}
+
+impl Service {
+    #[cold]
+    fn failed(&self, request: &Description, error: &Error) {
+        self.graph.emit(BlockEvent::RequestFailed {
+            user: self.export_id.clone(),
+            node_name: self.child.node().name().to_owned(),
+            writes: request.operation != Operation::Read,
+            errno: error.errno(),
+        });
+    }
 }
 
 /// Whether a device's tags are still served.
@@ -198,6 +213,9 @@ impl Tag {
         let result = self.carry_out(&request).await;
         if let TagBytes::Pages(pages) = &mut self.bytes {
             retire(pages, &self.service.device);
+        }
+        if let Err(error) = &result {
+            self.service.failed(request.description(), error);
         }
         let answer = request.answer(result);
         tracing::trace!(tag = self.tag, answer, "ends");

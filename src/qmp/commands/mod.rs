@@ -25,6 +25,7 @@ use std::cell::Cell;
 use std::future::ready;
 use std::rc::Rc;
 
+use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use self::images::OpenImages;
@@ -32,11 +33,13 @@ use self::job::Family;
 use super::LocalFuture;
 use super::error::QmpError;
 use super::events::EventBus;
+use super::limited_events::LimitedEvents;
 use super::monitor::Commands;
 use super::schema::{self, Args};
 use super::session::Request;
 use crate::block::{BlockEvent, Graph};
 use crate::blockdev::Blockdev;
+use crate::error::strerror;
 use crate::export::Exports;
 use crate::export::nbd::NbdService;
 use crate::job::{Jobs, Workshop};
@@ -329,10 +332,9 @@ impl Context {
             events.emit(name, data);
         });
         let events = self.events.clone();
-        self.graph.on_event(move |event| {
-            let (name, data) = block_event(event);
-            events.emit(name, data);
-        });
+        let limited = LimitedEvents::new(self.workshop.jobs.handle(), &events);
+        self.graph
+            .on_event(move |event| tell(&events, &limited, event));
     }
 }
 
@@ -359,7 +361,8 @@ impl Commands for Context {
     }
 }
 
-fn block_event(event: BlockEvent) -> (&'static str, Value) {
+/// Tells clients of what happened in the graph.
+fn tell(events: &EventBus, limited: &LimitedEvents, event: BlockEvent) {
     match event {
         BlockEvent::ImageCorrupted {
             node_name,
@@ -376,7 +379,24 @@ fn block_event(event: BlockEvent) -> (&'static str, Value) {
             if let Some(size) = size {
                 data["size"] = size.into();
             }
-            ("BLOCK_IMAGE_CORRUPTED", data)
+            events.emit("BLOCK_IMAGE_CORRUPTED", data);
+        }
+        BlockEvent::RequestFailed {
+            user,
+            node_name,
+            writes,
+            errno,
+        } => {
+            let data = json!({
+                "qom-path": user,
+                "device": "",
+                "node-name": node_name,
+                "operation": if writes { "write" } else { "read" },
+                "action": "report",
+                "nospace": errno == Errno::ENOSPC,
+                "reason": strerror(errno),
+            });
+            limited.emit("BLOCK_IO_ERROR", &user, data);
         }
     }
 }

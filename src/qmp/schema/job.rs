@@ -71,12 +71,12 @@ static JOB_ERROR: Object = Object::new(
     ],
 );
 
-static OPERATION: Enum = Enum {
+pub(super) static OPERATION: Enum = Enum {
     name: "IoOperationType",
     values: &["read", "write"],
 };
 
-static ERROR_ACTION: Enum = Enum {
+pub(super) static ERROR_ACTION: Enum = Enum {
     name: "BlockErrorAction",
     values: &["ignore", "report", "stop"],
 };

@@ -2,7 +2,7 @@
 
 use super::{
     Alternate, BOOL, Command, EMPTY_RESULT, Enum, Event, INT, Object, STR, Type, U64, Variants,
-    cmd, filter, opt, refused, req,
+    cmd, filter, job, opt, refused, req,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -11,10 +11,29 @@ pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-reopen", &REOPEN_ARGS, EMPTY_RESULT),
 ];
 
-pub(super) static EVENTS: &[Event] = &[Event {
-    name: "BLOCK_IMAGE_CORRUPTED",
-    data: &IMAGE_CORRUPTED,
-}];
+pub(super) static EVENTS: &[Event] = &[
+    Event {
+        name: "BLOCK_IMAGE_CORRUPTED",
+        data: &IMAGE_CORRUPTED,
+    },
+    Event {
+        name: "BLOCK_IO_ERROR",
+        data: &IO_ERROR,
+    },
+];
+
+static IO_ERROR: Object = Object::new(
+    "BLOCK_IO_ERROR-arg",
+    &[
+        req("qom-path", STR),
+        req("device", STR),
+        opt("node-name", STR),
+        req("operation", Type::Enum(&job::OPERATION)),
+        req("action", Type::Enum(&job::ERROR_ACTION)),
+        opt("nospace", BOOL),
+        req("reason", STR),
+    ],
+);
 
 /// The description of a node: options of `--blockdev`, arguments of `blockdev-add`.
 pub static BLOCKDEV_OPTIONS: Object = Object {
