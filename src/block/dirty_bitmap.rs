@@ -70,6 +70,9 @@ impl DirtyBitmap {
 
     /// The start of the first part from `start` on whose bit is set in what `of` makes of its word.
     fn find(&self, start: u64, of: impl Fn(u64) -> u64) -> Option<u64> {
+        if start >= self.size {
+            return None;
+        }
         let bit = start / self.granularity;
         let first = (bit / WORD) as usize;
         for (index, word) in self.words.iter().enumerate().skip(first) {
@@ -136,6 +139,16 @@ mod tests {
         bitmap.clear(range(0, u64::MAX));
         assert!(bitmap.is_clean());
         assert_eq!(bitmap.next_dirty(0), None);
+    }
+
+    /// A job that had copied up to the end of a disk whose last part is not a whole one looked on from there:
+    /// it was given an empty run again and again while the guest had changed that part, and span for ever.
+    #[test]
+    fn nothing_is_found_from_the_end_of_the_disk_on() {
+        let mut bitmap = DirtyBitmap::new(4096 + 512, 4096);
+        bitmap.set(range(4096, 4608));
+        assert_eq!(bitmap.next_run(4608, u64::MAX), None);
+        assert_eq!(bitmap.next_run(0, u64::MAX), Some(range(4096, 4608)));
     }
 
     #[test]

@@ -102,10 +102,15 @@ struct Pass {
     dirty: u64,
     /// Passes in a row that left more than half of what there was.
     in_vain: u32,
+    /// Passes since nothing was dirty.
+    passes: u32,
 }
 
 /// After so many passes in vain the guest's writes go to both.
 const MOST_IN_VAIN: u32 = 2;
+
+/// After so many passes without an end they do too: the guest may write in bursts.
+const MOST_PASSES: u32 = 16;
 
 struct ActiveCommit {
     workshop: Workshop,
@@ -171,6 +176,7 @@ impl ActiveCommit {
     /// All is copied, and what is written goes to both.
     async fn end_in_step(&self) -> Result<()> {
         self.pivots.set(!self.job.is_cancelled_softly());
+        let _passage = self.gate.enter().await;
         self.mirror().target().flush().await
     }
 
@@ -211,13 +217,23 @@ impl ActiveCommit {
     fn begin_pass(&self) {
         let mirror = self.mirror();
         let (before, dirty) = (self.pass.get(), mirror.dirty_bytes());
+        if dirty == 0 {
+            self.pass.set(Pass::default());
+            return;
+        }
         let in_vain = if dirty > before.dirty / 2 {
             before.in_vain + 1
         } else {
             0
         };
-        self.pass.set(Pass { dirty, in_vain });
-        if dirty > 0 && in_vain > MOST_IN_VAIN && mirror.mode() == CopyMode::Background {
+        let passes = before.passes + 1;
+        self.pass.set(Pass {
+            dirty,
+            in_vain,
+            passes,
+        });
+        let converges = in_vain <= MOST_IN_VAIN && passes <= MOST_PASSES;
+        if !converges && mirror.mode() == CopyMode::Background {
             tracing::info!(
                 job = self.job.id(),
                 dirty,
@@ -258,6 +274,7 @@ impl ActiveCommit {
                 mirror.mark(piece);
                 return Err(failure.error().duplicate());
             }
+            self.ended(piece);
         }
         Ok(())
     }

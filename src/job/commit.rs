@@ -144,7 +144,7 @@ struct CommitWork {
 
 impl CommitWork {
     async fn push(self: Rc<Self>, job: &Rc<Job>) -> Result<()> {
-        let size = self.arguments.top.size();
+        let size = self.shown_size();
         job.set_total(size);
         let stretch = Stretch::new(job, self.clone(), &self.pace, size);
         let policies = ErrorPolicies::both(self.arguments.on_error);
@@ -154,8 +154,20 @@ impl CommitWork {
         self.to.flush().await
     }
 
+    /// Bytes that who is above will see of the base. A longer base comes to light beyond the end of `top`,
+    /// where there were zeroes.
+    fn shown_size(&self) -> u64 {
+        let Commit {
+            device, top, base, ..
+        } = &self.arguments;
+        let above = overlay_of(top, device).map_or(0, |overlay| overlay.size());
+        top.size().max(above.min(base.size()))
+    }
+
     async fn link(&self) -> Result<()> {
         self.to.flush().await?;
+        // A writer of the base is in the way of who reads it from above.
+        self.site.leave(&self.to).await;
         let Commit {
             device, top, base, ..
         } = &self.arguments;

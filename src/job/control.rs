@@ -81,6 +81,8 @@ pub struct Job {
     pub(super) cancelled: Cell<Cancelled>,
     pub(super) completing: Cell<bool>,
     pub(super) finalizing: Cell<bool>,
+    /// The last step is being taken: how that ends is how the job ends.
+    pub(super) deciding: Cell<bool>,
     error: RefCell<Option<String>>,
     pub(super) changed: Notify,
 }
@@ -108,6 +110,7 @@ impl Job {
             cancelled: Cell::new(Cancelled::No),
             completing: Cell::new(false),
             finalizing: Cell::new(false),
+            deciding: Cell::new(false),
             error: RefCell::default(),
             changed: Notify::new(),
         }

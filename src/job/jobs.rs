@@ -140,9 +140,9 @@ impl Jobs {
             }
         }
         for job in self.list() {
-            if job.cancel(true).is_ok() {
-                job.until_over().await;
-            }
+            // Refused by a job that is about to end by itself.
+            let _ = job.cancel(true);
+            job.until_over().await;
             if job.status() == Status::Concluded {
                 self.forget(&job);
             }
@@ -170,7 +170,10 @@ async fn run(job: &Rc<Job>, work: Rc<dyn Work>, changes: &Mutex<()>) {
         job.enter(Status::Pending);
         if job.until_finalized().await {
             let _turn = changes.lock().await;
-            result = work.prepare().await;
+            if !job.is_cancelled() {
+                job.deciding.set(true);
+                result = work.prepare().await;
+            }
         }
     }
     let failure = match result {

@@ -139,10 +139,16 @@ impl Site {
     /// Gives everything back. What fails is logged: there is nobody left to tell.
     pub(super) async fn restore(&self) {
         self.occupied.take();
-        // What others must leave alone is in the way of the users that come back.
-        self.detach_all(|edge| !edge.follows()).await;
         let filter = self.filter.take();
-        if let Some(filter) = &filter {
+        // What the job does and what others must leave alone is in the way of the users that come back.
+        self.detach_all(|edge| {
+            !filter
+                .as_ref()
+                .is_some_and(|own| Rc::ptr_eq(&edge.node(), own))
+        })
+        .await;
+        // With the last user of the device the whole chain goes.
+        if let Some(filter) = filter.as_ref().filter(|own| self.is_open(own)) {
             self.note(self.workshop.graph.splice_out(filter).await);
         }
         self.detach_all(|_| true).await;
@@ -169,14 +175,16 @@ impl Site {
 
     async fn close_for_writing(&self, node: &Rc<Node>) -> Result<()> {
         let graph = &self.workshop.graph;
-        let is_open = graph
-            .find(node.name())
-            .is_some_and(|open| Rc::ptr_eq(&open, node));
-        if !is_open {
+        if !self.is_open(node) {
             return Ok(());
         }
         let _drained = graph.drain(std::slice::from_ref(node)).await?;
         self.workshop.images.make_read_only(node).await
+    }
+
+    fn is_open(&self, node: &Rc<Node>) -> bool {
+        let open = self.workshop.graph.find(node.name());
+        open.is_some_and(|open| Rc::ptr_eq(&open, node))
     }
 
     fn note(&self, result: Result<(), Error>) {

@@ -79,6 +79,7 @@ pub async fn stream(workshop: &Workshop, arguments: Stream) -> Result<Rc<Job>> {
                 nothing: above.len() == 1,
                 pace: Rc::new(Pace::new(workshop.jobs.handle(), gate.clone(), Vec::new())),
                 copier: Copier::new(CopyOptions::default()),
+                above,
                 arguments,
                 filter,
                 gate,
@@ -122,6 +123,8 @@ fn hold(site: &Site, filter: &Rc<Node>, above: &[Rc<Node>]) -> Result<Rc<Child>>
 struct StreamWork {
     workshop: Workshop,
     arguments: Stream,
+    /// The layers that are streamed, the node first. What stays below them another job may commit meanwhile.
+    above: Vec<Rc<Node>>,
     filter: Rc<Node>,
     gate: Rc<Child>,
     /// There is no layer between the node and its base.
@@ -132,6 +135,12 @@ struct StreamWork {
 }
 
 impl StreamWork {
+    /// What stays below the node as the graph is now, with the filters above it.
+    fn base(&self) -> Option<Rc<Node>> {
+        let base = self.arguments.base.as_ref();
+        base.and_then(|_| attached_below(&self.above))
+    }
+
     async fn fill(self: Rc<Self>, job: &Rc<Job>) -> Result<()> {
         if self.nothing {
             return Ok(());
@@ -151,8 +160,8 @@ impl StreamWork {
 
     /// Whether the start of the range is stored between the node and its base, not in the node.
     async fn is_missing(&self, range: ByteRange) -> Result<(bool, u64)> {
-        let Stream { device, base, .. } = &self.arguments;
-        let status = status_above(device, base.as_ref(), range).await?;
+        let base = self.base();
+        let status = status_above(&self.arguments.device, base.as_ref(), range).await?;
         Ok((status.depth > 1, status.extent.length))
     }
 
@@ -192,14 +201,12 @@ impl StreamWork {
 
     async fn link(&self) -> Result<()> {
         self.gate.flush().await?;
-        let Stream { device, base, .. } = &self.arguments;
+        let (device, base) = (&self.arguments.device, self.base());
         let link = Link {
             backing_file: self.arguments.backing_file.clone(),
             mask_protocol: self.arguments.mask_protocol,
         };
-        let layers = layers(device, base.as_ref());
-        let attached = attached_below(&layers).filter(|_| base.is_some());
-        link.make(&self.workshop, device, attached.as_ref()).await
+        link.make(&self.workshop, device, base.as_ref()).await
     }
 }
 

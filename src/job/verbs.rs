@@ -64,7 +64,8 @@ impl Job {
         Ok(())
     }
 
-    /// `cancel`. Without `force` a job that is ready and can do so ends well, without its last step.
+    /// `cancel`. Without `force` a job that is ready and can do so ends well, without its last step. Too
+    /// late for a job that takes its last step: it ends as that does.
     ///
     /// # Errors
     /// The state does not allow it; paused by its user and not forced.
@@ -76,6 +77,9 @@ impl Job {
                 self.id()
             );
             return Err(refused(message));
+        }
+        if self.deciding.get() {
+            return Ok(());
         }
         let softly = !force && self.ends_well.get() && self.status().is_ready();
         if softly && self.cancelled.get() == Cancelled::No {

@@ -78,7 +78,7 @@ pub(crate) struct Chain {
 }
 
 /// An edge to the file of a format, over a new disk node.
-fn file_edge(graph: &Graph, name: &str, disk: &SimulatedDisk) -> Rc<Child> {
+pub(crate) fn file_edge(graph: &Graph, name: &str, disk: &SimulatedDisk) -> Rc<Child> {
     let node = insert(graph, &format!("{name}-file"), disk.driver());
     let edge = graph.attach_for(name, Role::File, &node, full_access());
     edge.expect("a new disk has no other user")

@@ -25,6 +25,8 @@ mod fuzzed;
 mod hostile;
 mod images;
 mod imports;
+#[cfg(feature = "testing")]
+mod jobs;
 mod layers;
 mod locking;
 mod manual;
