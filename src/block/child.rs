@@ -34,6 +34,10 @@ pub enum Role {
     Target,
     /// The node that a job works for.
     MainNode,
+    /// The node that a stream fills.
+    ActiveNode,
+    /// The node that a job copies from while it follows its users.
+    Source,
     /// A node that a job keeps others off.
     IntermediateNode,
     /// The node that a commit goes to.
@@ -51,6 +55,8 @@ impl Role {
             Role::DataFile => "data-file",
             Role::Target => "target",
             Role::MainNode => "main node",
+            Role::ActiveNode => "active node",
+            Role::Source => "source",
             Role::IntermediateNode => "intermediate node",
             Role::Base => "base",
         }
@@ -69,7 +75,14 @@ pub enum Parent {
     },
     /// A user of the graph.
     Root {
-        /// As messages call it: `an unnamed block device`, `commit job 'j1'`.
+        /// As messages call it: `an unnamed block device`.
+        description: String,
+    },
+    /// A job that keeps others off a node.
+    Job {
+        /// Its id.
+        id: String,
+        /// As messages call it: `commit job 'j1'`.
         description: String,
     },
 }
@@ -86,6 +99,7 @@ pub struct Child {
     permissions: Cell<Permissions>,
     in_flight: Rc<Cell<u32>>,
     requests: Cell<u64>,
+    serial: u64,
     gates: Cell<u32>,
     changed: Condition,
 }
@@ -96,8 +110,10 @@ impl Child {
         parent: Parent,
         node: Rc<Node>,
         permissions: Permissions,
+        serial: u64,
     ) -> Child {
         Child {
+            serial,
             role,
             parent: RefCell::new(parent),
             node: RefCell::new(node),
@@ -114,6 +130,19 @@ impl Child {
         self.role
     }
 
+    /// Counts edges: one that was made later has a higher number.
+    pub fn serial(&self) -> u64 {
+        self.serial
+    }
+
+    /// The job that keeps others off the node by this edge.
+    pub fn job(&self) -> Option<String> {
+        match &*self.parent.borrow() {
+            Parent::Job { id, .. } => Some(id.clone()),
+            Parent::Root { .. } | Parent::Node { .. } => None,
+        }
+    }
+
     /// The node below.
     pub fn node(&self) -> Rc<Node> {
         self.node.borrow().clone()
@@ -123,30 +152,29 @@ impl Child {
     pub fn parent_node(&self) -> Option<Rc<Node>> {
         match &*self.parent.borrow() {
             Parent::Node { node, .. } => node.upgrade(),
-            Parent::Root { .. } => None,
+            Parent::Root { .. } | Parent::Job { .. } => None,
         }
     }
 
     /// From outside the graph.
     pub fn is_root(&self) -> bool {
-        matches!(&*self.parent.borrow(), Parent::Root { .. })
+        matches!(
+            &*self.parent.borrow(),
+            Parent::Root { .. } | Parent::Job { .. }
+        )
     }
 
     /// The edge goes along when another node takes the place of the one below: its user wants what the
     /// node shows, not the node.
     pub fn follows(&self) -> bool {
-        let holds_on = matches!(
-            self.role,
-            Role::MainNode | Role::IntermediateNode | Role::Base
-        );
-        !holds_on
+        self.job().is_none()
     }
 
     /// The user above, as messages call it.
     pub fn parent_description(&self) -> String {
         match &*self.parent.borrow() {
             Parent::Node { name, .. } => format!("node '{name}'"),
-            Parent::Root { description } => description.clone(),
+            Parent::Root { description } | Parent::Job { description, .. } => description.clone(),
         }
     }
 

@@ -67,6 +67,7 @@ type EventSink = Box<dyn Fn(BlockEvent)>;
 struct Inner {
     nodes: RefCell<Vec<Rc<Node>>>,
     generated: Cell<u32>,
+    edges: Cell<u64>,
     sinks: RefCell<Vec<EventSink>>,
 }
 
@@ -121,7 +122,9 @@ impl Graph {
         node: &Rc<Node>,
         permissions: Permissions,
     ) -> Result<Rc<Child>> {
-        let edge = Rc::new(Child::new(role, parent, node.clone(), permissions));
+        let serial = self.inner.edges.get();
+        self.inner.edges.set(serial + 1);
+        let edge = Rc::new(Child::new(role, parent, node.clone(), permissions, serial));
         node.add_parent(&edge);
         match PermissionUpdate::prepare(std::slice::from_ref(node)) {
             Ok(update) => {

@@ -55,14 +55,15 @@ impl Permissions {
     }
 
     /// For the `file` child of a format: metadata is read always, and written whenever the image
-    /// was opened for writing, with or without users.
+    /// was opened for writing, with or without users. Users to whom the content is a mixture let nobody
+    /// else read it either.
     pub fn for_format_file(self, writable: bool) -> Permissions {
         let unchanged = self.required & Permission::WRITE_UNCHANGED;
         let write = Permission::WRITE | Permission::RESIZE | unchanged;
         let required = if writable { write } else { Permission::empty() };
         Permissions {
             required: Permission::CONSISTENT_READ | required,
-            shared: Permission::CONSISTENT_READ | Permission::WRITE_UNCHANGED,
+            shared: Permission::WRITE_UNCHANGED | (self.shared & Permission::CONSISTENT_READ),
         }
     }
 

@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use crate::block::{Node, NodeOptions, NodeStatistics, Role};
 use crate::error::Result;
+use crate::filter::MirrorTop;
 use crate::protocol::file::{DiscardStatistics, File};
 
 use super::image_info::{ImageInfo, Show, flat_info, image_below};
@@ -24,8 +25,19 @@ pub struct NodeInfo {
     pub backing_file: Option<String>,
     /// Backing and filtered nodes below; 0 in a flat answer.
     pub backing_file_depth: u64,
+    /// What jobs remember of it.
+    pub dirty_bitmaps: Vec<DirtyBitmapInfo>,
     /// The image behind it.
     pub image: ImageInfo,
+}
+
+/// A dirty bitmap that a job has for itself, without a name.
+#[derive(Clone, Copy, Debug)]
+pub struct DirtyBitmapInfo {
+    /// Bytes that a bit stands for.
+    pub granularity: u64,
+    /// Bytes that are dirty.
+    pub count: u64,
 }
 
 /// Counters of a node, and of the node that it keeps its data in.
@@ -83,7 +95,15 @@ fn node_info(node: &Rc<Node>, show: Show) -> NodeInfo {
         options: node.options(),
         backing_file: backing.map(|edge| edge.node().file_name()),
         backing_file_depth: depth_of(&image),
+        dirty_bitmaps: node.driver_as().map(of_mirror).into_iter().collect(),
         image,
+    }
+}
+
+fn of_mirror(mirror: &MirrorTop) -> DirtyBitmapInfo {
+    DirtyBitmapInfo {
+        granularity: mirror.granularity(),
+        count: mirror.dirty_bytes(),
     }
 }
 

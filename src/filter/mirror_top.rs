@@ -227,7 +227,7 @@ impl Driver for MirrorTop {
             },
             _ => Permissions {
                 required: users.required - Permission::CONSISTENT_READ,
-                shared: Permission::all(),
+                shared: Permission::all() - Permission::RESIZE,
             },
         }
     }

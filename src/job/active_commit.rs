@@ -13,7 +13,7 @@ use super::copy::{Copier, CopyError, CopyOptions, Pace};
 use super::pieces::{Crew, Pieces};
 use super::site::Site;
 use super::{ErrorPolicies, Job, JobKind, LocalFuture, Work, Workshop};
-use crate::block::{Child, Node, Permissions, Role, status_above};
+use crate::block::{Child, Node, Permission, Permissions, Role, status_above};
 use crate::error::Result;
 use crate::filter::{CopyMode, MirrorTop};
 use crate::range::ByteRange;
@@ -24,6 +24,18 @@ const LEAST_GRANULARITY: u64 = 4 << 10;
 
 /// Bytes in a piece at most where a speed limit pays for each, as in QEMU.
 const LIMITED_PIECE: u64 = 16 << 20;
+
+/// Others may use the active layer, and nobody resizes it.
+const FOLLOWED: Permissions = Permissions {
+    required: Permission::empty(),
+    shared: Permission::all().difference(Permission::RESIZE),
+};
+
+/// Of the job's I/O, through the filter.
+const FOLLOWER: Permissions = Permissions {
+    required: Permission::CONSISTENT_READ,
+    shared: FOLLOWED.shared,
+};
 
 /// Starts a commit of the active layer.
 ///
@@ -85,14 +97,12 @@ async fn set_up(
         Box::new(MirrorTop::new(child, target, granularity))
     });
     let filter = put.await?;
-    let gate = site.reach(&filter, Permissions::NONE)?;
-    for (index, layer) in committed.iter().enumerate() {
-        match index {
-            0 => site.hold(Role::MainNode, layer, Permissions::NONE)?,
-            _ => site.hold(Role::IntermediateNode, layer, MIXED)?,
-        }
+    let gate = site.hold(Role::MainNode, &filter, FOLLOWER)?;
+    site.hold(Role::Source, top, FOLLOWED)?;
+    site.hold(Role::Target, base, Permissions::NONE)?;
+    for layer in committed.iter().skip(1) {
+        site.hold(Role::IntermediateNode, layer, MIXED)?;
     }
-    site.hold(Role::Base, base, Permissions::NONE)?;
     Ok((filter, gate))
 }
 
@@ -259,7 +269,7 @@ impl ActiveCommit {
         self.catch_up().await?;
         self.mirror().target().flush().await?;
         let mut users = self.filter.parents();
-        users.retain(|edge| edge.follows() && !Rc::ptr_eq(edge, &self.gate));
+        users.retain(|edge| edge.follows());
         graph.redirect(&drained, &users, base)?;
         self.site.leave_writable(base);
         Ok(())

@@ -105,14 +105,13 @@ async fn set_up(site: &Site, arguments: &Commit, committed: &[Rc<Node>]) -> Resu
         Box::new(CommitTop::new(edges[0].clone()))
     });
     put.await?;
-    site.hold(Role::MainNode, device, Permissions::NONE)?;
+    let guest = site.hold(Role::MainNode, device, Permissions::NONE)?;
     for layer in committed {
         site.hold(Role::IntermediateNode, layer, MIXED)?;
     }
     site.hold(Role::Base, base, Permissions::NONE)?;
     let to = site.reach(base, WRITER)?;
     let from = site.reach(top, Permissions::NONE)?;
-    let guest = site.reach(device, Permissions::NONE)?;
     Ok(Edges { guest, from, to })
 }
 

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 pub(super) struct Site {
     workshop: Workshop,
     kind: JobKind,
+    id: String,
     description: String,
     filter: RefCell<Option<Rc<Node>>>,
     edges: RefCell<Vec<Rc<Child>>>,
@@ -26,6 +27,7 @@ impl Site {
         Site {
             workshop: workshop.clone(),
             kind,
+            id: id.to_owned(),
             description: format!("{} job '{id}'", kind.name()),
             filter: RefCell::default(),
             edges: RefCell::default(),
@@ -104,17 +106,23 @@ impl Site {
     ///
     /// # Errors
     /// Another user's permissions are in the way.
-    pub(super) fn hold(&self, role: Role, node: &Rc<Node>, permissions: Permissions) -> Result<()> {
-        let parent = Parent::Root {
+    pub(super) fn hold(
+        &self,
+        role: Role,
+        node: &Rc<Node>,
+        permissions: Permissions,
+    ) -> Result<Rc<Child>> {
+        let parent = Parent::Job {
+            id: self.id.clone(),
             description: self.description.clone(),
         };
         let edge = self
             .workshop
             .graph
             .attach(role, parent, node, permissions)?;
-        self.edges.borrow_mut().push(edge);
+        self.edges.borrow_mut().push(edge.clone());
         self.occupy(node);
-        Ok(())
+        Ok(edge)
     }
 
     /// An edge for the job's own I/O.

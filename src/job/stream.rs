@@ -45,6 +45,18 @@ const FROZEN: Permissions = Permissions {
     shared: Permission::CONSISTENT_READ.union(Permission::WRITE_UNCHANGED),
 };
 
+/// Of the job's I/O, through the filter.
+const PULLER: Permissions = Permissions {
+    required: Permission::CONSISTENT_READ,
+    shared: FILLED.shared,
+};
+
+/// Others may use the node that is filled, and nobody resizes it.
+const FILLED: Permissions = Permissions {
+    required: Permission::empty(),
+    shared: Permission::all().difference(Permission::RESIZE),
+};
+
 /// Starts a stream.
 ///
 /// # Errors
@@ -109,10 +121,11 @@ async fn put_filter(site: &Site, arguments: &Stream, above: &[Rc<Node>]) -> Resu
 
 /// The edge through which the job's pieces pass.
 fn hold(site: &Site, filter: &Rc<Node>, above: &[Rc<Node>]) -> Result<Rc<Child>> {
-    let gate = site.reach(filter, Permissions::NONE)?;
+    let gate = site.reach(filter, PULLER)?;
+    site.hold(Role::MainNode, filter, Permissions::NONE)?;
     let mut layers = above.iter();
     if let Some(device) = layers.next() {
-        site.hold(Role::MainNode, device, Permissions::NONE)?;
+        site.hold(Role::ActiveNode, device, FILLED)?;
     }
     for layer in layers {
         site.hold(Role::IntermediateNode, layer, FROZEN)?;

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Outcome};
 use crate::block::DetectZeroes;
-use crate::blockdev::{FormatSpecific, ImageInfo, NodeInfo};
+use crate::blockdev::{DirtyBitmapInfo, FormatSpecific, ImageInfo, NodeInfo};
 use crate::export::ExportType;
 use crate::format::qcow2::Qcow2Info;
 use crate::format::qcow2::header::CompressionType;
@@ -67,7 +67,24 @@ fn device_info(node: &NodeInfo) -> Value {
         "image": image_info(&node.image),
     });
     set(&mut info, "backing_file", node.backing_file.as_deref());
+    let bitmaps: Vec<Value> = node.dirty_bitmaps.iter().map(dirty_bitmap).collect();
+    set(
+        &mut info,
+        "dirty-bitmaps",
+        Some(bitmaps).filter(|bitmaps| !bitmaps.is_empty()),
+    );
     info
+}
+
+/// One that a job has for itself records nothing but what the job is told.
+fn dirty_bitmap(bitmap: &DirtyBitmapInfo) -> Value {
+    json!({
+        "count": bitmap.count,
+        "granularity": bitmap.granularity,
+        "recording": false,
+        "busy": false,
+        "persistent": false,
+    })
 }
 
 /// `ImageInfo`, as qemu-img shows it, too.

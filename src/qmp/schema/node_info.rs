@@ -47,6 +47,22 @@ pub(super) static DEVICE_INFO: Object = Object::new(
         req("image", Type::Object(&IMAGE_INFO)),
         req("cache", Type::Object(&CACHE_INFO)),
         req("write_threshold", INT),
+        opt(
+            "dirty-bitmaps",
+            Type::Array(&Type::Object(&DIRTY_BITMAP_INFO)),
+        ),
+    ],
+);
+
+static DIRTY_BITMAP_INFO: Object = Object::new(
+    "BlockDirtyInfo",
+    &[
+        opt("name", STR),
+        req("count", INT),
+        req("granularity", INT),
+        req("recording", BOOL),
+        req("busy", BOOL),
+        req("persistent", BOOL),
     ],
 );
 
