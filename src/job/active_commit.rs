@@ -14,7 +14,7 @@ use super::pieces::{Crew, Pieces};
 use super::site::Site;
 use super::{ErrorPolicies, Job, JobKind, LocalFuture, Work, Workshop};
 use crate::block::{Child, Node, Permission, Permissions, Role, status_above};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{CopyMode, MirrorTop};
 use crate::range::ByteRange;
 
@@ -94,7 +94,9 @@ async fn set_up(
     let children = [(Role::Backing, top), (Role::Target, base)];
     let put = site.put_filter(name, &children, |edges| {
         let (child, target) = (edges[0].clone(), edges[1].clone());
-        Box::new(MirrorTop::new(child, target, granularity))
+        let mirror = MirrorTop::new(child, target, granularity);
+        mirror.set_mode(arguments.copy_mode);
+        Box::new(mirror)
     });
     let filter = put.await?;
     let gate = site.hold(Role::MainNode, &filter, FOLLOWER)?;
@@ -330,6 +332,16 @@ impl Work for ActiveCommit {
             self.mirror().on_dirty(None);
             self.site.restore().await;
         })
+    }
+
+    fn change_copy_mode(&self, mode: CopyMode) -> Result<()> {
+        let mirror = self.mirror();
+        if mode == CopyMode::Background && mirror.mode() == CopyMode::WriteBlocking {
+            let message = "Change to copy mode 'background' is not implemented";
+            return Err(Error::new(ErrorKind::InvalidArgument, message));
+        }
+        mirror.set_mode(mode);
+        Ok(())
     }
 
     fn ends_well_when_cancelled_ready(&self) -> bool {

@@ -15,7 +15,7 @@ use super::stretch::{Copying, Stretch};
 use super::{ErrorPolicies, ErrorPolicy, Job, JobKind, JobOptions, LocalFuture, Work, Workshop};
 use crate::block::{Child, Node, Permission, Permissions, Role, TruncateOptions, status_above};
 use crate::error::Result;
-use crate::filter::CommitTop;
+use crate::filter::{CommitTop, CopyMode};
 use crate::range::ByteRange;
 
 /// Arguments of a commit.
@@ -34,6 +34,8 @@ pub struct Commit {
     pub mask_protocol: bool,
     /// What is done about I/O errors.
     pub on_error: ErrorPolicy,
+    /// What happens to a guest's writes meanwhile, where the active layer is committed.
+    pub copy_mode: CopyMode,
     /// Name of the filter; without one it is not shown to users.
     pub filter_node_name: Option<String>,
 }

@@ -3,14 +3,15 @@
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 
 use super::rate_limit::RateLimit;
 use super::{
     BlockJobReport, ErrorAction, ErrorPolicy, IoStatus, JobEvent, JobKind, Operation, Progress,
     Status,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CopyMode;
 use crate::runtime::Handle;
 use crate::runtime::sync::Notify;
 
@@ -41,6 +42,15 @@ pub trait Work {
 
     /// Gives back all that the job has taken. `succeeded`: the job's result counts.
     fn clean(&self, succeeded: bool) -> LocalFuture<'_, ()>;
+
+    /// From now on the guest's writes are dealt with like this.
+    ///
+    /// # Errors
+    /// The job does not follow the guest, or cannot go back; in QEMU's words.
+    fn change_copy_mode(&self, _mode: CopyMode) -> Result<()> {
+        let message = "Job type does not support change";
+        Err(Error::new(ErrorKind::InvalidArgument, message))
+    }
 
     /// There is nothing to do: whoever starts the job may wait for its end.
     fn ends_at_once(&self) -> bool {
@@ -78,6 +88,7 @@ pub struct Job {
     pub(super) pieces: Cell<u32>,
     pub(super) ends_well: Cell<bool>,
     ends_at_once: Cell<bool>,
+    work: RefCell<Option<Weak<dyn Work>>>,
     pub(super) cancelled: Cell<Cancelled>,
     pub(super) completing: Cell<bool>,
     pub(super) finalizing: Cell<bool>,
@@ -107,6 +118,7 @@ impl Job {
             pieces: Cell::new(0),
             ends_well: Cell::new(false),
             ends_at_once: Cell::new(false),
+            work: RefCell::default(),
             cancelled: Cell::new(Cancelled::No),
             completing: Cell::new(false),
             finalizing: Cell::new(false),
@@ -172,10 +184,16 @@ impl Job {
     }
 
     /// What is known of the job from its work.
-    pub(super) fn note(&self, work: &dyn Work) {
+    pub(super) fn note(&self, work: &Rc<dyn Work>) {
+        *self.work.borrow_mut() = Some(Rc::downgrade(work));
         self.ends_well.set(work.ends_well_when_cancelled_ready());
         self.ends_at_once
             .set(work.ends_at_once() && self.options.auto_finalize);
+    }
+
+    /// The work, while there is some.
+    pub(super) fn work(&self) -> Option<Rc<dyn Work>> {
+        self.work.borrow().as_ref()?.upgrade()
     }
 
     /// Waits until it is over.

@@ -97,7 +97,7 @@ impl Jobs {
 
     /// Lets a created job run.
     pub fn start(&self, job: &Rc<Job>, work: Rc<dyn Work>) {
-        job.note(&*work);
+        job.note(&work);
         job.enter(Status::Running);
         let (jobs, job) = (self.clone(), job.clone());
         let life = async move {

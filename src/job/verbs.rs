@@ -3,6 +3,7 @@
 use super::control::{Cancelled, Job};
 use super::{IoStatus, Status, Verb};
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter::CopyMode;
 
 impl Job {
     /// `set-speed`: bytes a second, 0 is no limit.
@@ -92,6 +93,18 @@ impl Job {
         }
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// `change` of what happens to a guest's writes while a job follows them.
+    ///
+    /// # Errors
+    /// The job does not follow the guest or cannot go back, or the state does not allow it.
+    pub fn change_copy_mode(&self, mode: CopyMode) -> Result<()> {
+        Verb::Change.check(self.id(), self.status())?;
+        match self.work() {
+            Some(work) => work.change_copy_mode(mode),
+            None => Err(refused("Job type does not support change")),
+        }
     }
 
     /// `finalize`: takes the last steps.

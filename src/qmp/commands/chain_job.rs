@@ -106,6 +106,11 @@ async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Re
         let text = "'backing-file' specified, but 'top' is the active layer";
         return Err(refused(text));
     }
+    let copy_mode = job::copy_mode(args);
+    if !is_active && copy_mode.is_some() {
+        let text = "'copy-mode' specified, but 'top' is not the active layer";
+        return Err(refused(text));
+    }
     let arguments = Commit {
         job: job::options(args),
         device,
@@ -114,6 +119,7 @@ async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Re
         backing_file: text(args, "backing-file"),
         mask_protocol: args.bool("backing-mask-protocol").unwrap_or(false),
         on_error: policy(args, "on-error"),
+        copy_mode: copy_mode.unwrap_or_default(),
         filter_node_name: text(args, "filter-node-name"),
     };
     if is_active {

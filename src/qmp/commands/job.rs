@@ -5,6 +5,7 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
+use crate::filter::CopyMode;
 use crate::job::{BlockJobReport, Job, JobEvent, JobOptions, Verb};
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::schema::Args;
@@ -193,11 +194,25 @@ pub(super) fn dismiss(context: &Context, family: Family, args: Args<'_>) -> Outc
     Ok(json!({}))
 }
 
-/// `block-job-change`: no kind of job that there is has anything to change.
+/// `block-job-change`: of a commit of the active layer, the copy mode. QEMU has that of mirrors only, and
+/// changes none by a `type` of another job.
 pub(super) fn change(context: &Context, args: Args<'_>) -> Outcome {
     let job = Family::Id.find(context, args)?;
     Verb::Change.check(job.id(), job.status())?;
-    Err(QmpError::generic("Job type does not support change"))
+    let is_meant = args.str("type") == Some(job.kind().name());
+    match copy_mode(args).filter(|_| is_meant) {
+        Some(mode) => job.change_copy_mode(mode)?,
+        None => return Err(QmpError::generic("Job type does not support change")),
+    }
+    Ok(json!({}))
+}
+
+/// The argument `copy-mode`.
+pub(super) fn copy_mode(args: Args<'_>) -> Option<CopyMode> {
+    Some(match args.str("copy-mode")? {
+        "write-blocking" => CopyMode::WriteBlocking,
+        _ => CopyMode::Background,
+    })
 }
 
 /// A job with nothing to do has ended before its command answers.

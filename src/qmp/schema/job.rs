@@ -120,6 +120,7 @@ static COMMIT_ARGS: Object = Object::new(
         opt("filter-node-name", STR),
         opt("auto-finalize", BOOL),
         opt("auto-dismiss", BOOL),
+        opt("copy-mode", Type::Enum(&COPY_MODE)),
     ],
 );
 
@@ -143,13 +144,19 @@ static CHANGE_ARGS: Object = Object {
     members: &[req("id", STR), req("type", Type::Enum(&JOB_TYPE))],
     variants: Some(Variants {
         tag: "type",
-        branches: &[("mirror", &CHANGE_MIRROR)],
+        branches: &[("mirror", &CHANGE_MIRROR), ("commit", &CHANGE_COMMIT)],
     }),
 };
 
 static CHANGE_MIRROR: Object = Object::new(
     "BlockJobChangeOptionsMirror",
     &[req("copy-mode", Type::Enum(&COPY_MODE))],
+);
+
+/// Ours alone: QEMU changes no commit.
+static CHANGE_COMMIT: Object = Object::new(
+    "BlockJobChangeOptionsCommit",
+    &[opt("copy-mode", Type::Enum(&COPY_MODE))],
 );
 
 static COPY_MODE: Enum = Enum {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use liveblk::block::{Node, Role};
 use liveblk::buffer::MemorySlice;
 use liveblk::error::{Error, ErrorKind, Result};
+use liveblk::filter::CopyMode;
 use liveblk::job::{
     Commit, ErrorPolicy, Job, JobOptions, Stream, check_unoccupied, commit, commit_active, stream,
 };
@@ -215,6 +216,7 @@ pub(crate) async fn start_named(
                 backing_file: None,
                 mask_protocol: false,
                 on_error,
+                copy_mode: CopyMode::default(),
                 filter_node_name,
             };
             check_commit(&arguments)?;
