@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Graph, Node, NodeOptions, Role};
+use crate::block::{Child, Graph, Node, NodeOptions, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2;
 
@@ -76,7 +76,8 @@ impl<'a> Plan<'a> {
         match backing {
             BackingDescription::FromHeader => Ok(()),
             BackingDescription::Nothing => {
-                if node.child(Role::Backing).is_some() {
+                if let Some(edge) = node.child(Role::Backing) {
+                    check_link(node, Role::Backing, &edge.node())?;
                     self.replacements.push(Replacement {
                         parent: node.clone(),
                         role: Role::Backing,
@@ -114,7 +115,11 @@ impl<'a> Plan<'a> {
                     Some(current) if Rc::ptr_eq(&current, &new) => {
                         self.keep_child(node, &current, shared)
                     }
-                    _ => self.replace_child(node, role, new),
+                    Some(current) => {
+                        check_link(node, role, &current)?;
+                        self.replace_child(node, role, new)
+                    }
+                    None => self.replace_child(node, role, new),
                 }
             }
             (ChildDescription::Inline(given), Some(current))
@@ -183,6 +188,34 @@ impl<'a> Plan<'a> {
         }
         Ok(())
     }
+}
+
+/// A job that works on a stretch of chain goes by the links there, and finds its filter where it has put it.
+///
+/// # Errors
+/// In QEMU's words, which has these links frozen, too.
+fn check_link(parent: &Rc<Node>, role: Role, child: &Rc<Node>) -> Result<()> {
+    let (link, name) = (role.name(), parent.name());
+    if child.is_implicit() {
+        let text = format!("Cannot replace implicit {link} child of {name}");
+        return Err(Error::new(ErrorKind::InUse, text));
+    }
+    if child.driver().is_filter() {
+        child.check_unoccupied()?;
+    }
+    let is_on_stretch = |edge: &Rc<Child>| {
+        let role = edge.role();
+        matches!(
+            role,
+            Role::ActiveNode | Role::IntermediateNode | Role::Source
+        )
+    };
+    if role == Role::Backing && parent.parents().iter().any(is_on_stretch) {
+        let child = child.name();
+        let text = format!("Cannot change frozen '{link}' link from '{name}' to '{child}'");
+        return Err(Error::new(ErrorKind::InUse, text));
+    }
+    Ok(())
 }
 
 /// Options that stay as they are as long as the node lives.
