@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::format::Format;
+use super::job_args::{CommitArguments, JobCommand, JobsArguments, StreamArguments};
 use super::size;
 
 /// Serve disk images as block devices, and work with what runs.
@@ -26,6 +27,11 @@ pub(super) enum Command {
     Serve(ServeArguments),
     Snapshot(SnapshotArguments),
     Chain(ChainArguments),
+    Stream(StreamArguments),
+    Commit(CommitArguments),
+    Jobs(JobsArguments),
+    #[command(subcommand)]
+    Job(JobCommand),
     Qmp(QmpArguments),
     #[command(subcommand)]
     Image(ImageCommand),
@@ -47,6 +53,17 @@ pub(super) struct EndpointArguments {
     /// Path of the instance's control socket
     #[arg(short, long, value_name = "PATH")]
     pub(super) socket: Option<PathBuf>,
+}
+
+impl EndpointArguments {
+    /// As they were given, each with a space before it, to be put into a command that is told to somebody.
+    pub(super) fn words(&self) -> String {
+        match (&self.name, &self.socket) {
+            (Some(name), _) => format!(" --name {name}"),
+            (None, Some(socket)) => format!(" --socket {}", socket.display()),
+            (None, None) => String::new(),
+        }
+    }
 }
 
 /// How a result is written.
@@ -181,6 +198,9 @@ pub(super) struct SnapshotArguments {
 }
 
 /// Show the chains of an instance, the active layer first.
+///
+/// A job that works on a chain is a line above the highest layer that it works on, with an arrow that
+/// says where the data goes: up (stream) or down (commit).
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,

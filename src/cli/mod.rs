@@ -5,15 +5,24 @@
 //! process. It holds no logic of its own about images or graphs.
 //!
 //! Invariants:
-//! - stdout carries only a command's result; every error is one line on stderr, `liveblk: …`.
-//! - Exit status 0: done; 1: failed; 2: wrong command line; `image check` has further ones.
+//! - stdout carries only a command's result; every error is one line on stderr, `liveblk: …`; the progress
+//!   of a job that is waited for goes there, too.
+//! - Exit status 0: done; 1: failed; 2: wrong command line; `image check` has further ones;
+//!   130: no longer waiting for a job, which goes on.
 
 mod args;
+mod block_graph;
 mod chain;
+mod chain_job;
 mod device_name;
 mod endpoint;
 mod format;
 mod image;
+mod job_args;
+mod job_progress;
+mod job_view;
+mod job_wait;
+mod jobs;
 mod names;
 mod picture;
 mod qmp_client;
@@ -61,6 +70,10 @@ fn execute(command: Command) -> ExitCode {
         Command::Serve(arguments) => serve::run(&arguments).unwrap_or_else(|error| fail(&error)),
         Command::Snapshot(arguments) => finish(snapshot::run(&arguments)),
         Command::Chain(arguments) => finish(chain::run(&arguments)),
+        Command::Stream(arguments) => finish(chain_job::stream(&arguments)),
+        Command::Commit(arguments) => finish(chain_job::commit(&arguments)),
+        Command::Jobs(arguments) => finish(jobs::list(&arguments)),
+        Command::Job(command) => finish(jobs::run(&command)),
         Command::DeviceName(arguments) => finish(device_name::run(&arguments)),
         Command::Image(command) => finish(image::run(&command)),
         Command::Qmp(arguments) => finish(qmp_command::run(&arguments)),

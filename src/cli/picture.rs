@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::chain::{Chain, Export, Layer, text_of};
+use super::chain::{Chain, Export, Layer, PlacedJob, text_of};
 use super::size::human;
 
 /// The picture of all chains; says so if there is none.
@@ -25,6 +25,14 @@ fn one(chain: &Chain) -> String {
         rows.iter().map(width).max().unwrap_or(0)
     });
     for (index, row) in rows.iter().enumerate() {
+        let here = |placed: &&PlacedJob| placed.layers_above == index;
+        for placed in chain.jobs.iter().filter(here) {
+            let joint = match (index, chain.exports.is_empty()) {
+                (0, true) => " ",
+                _ => "│",
+            };
+            text += &format!("{joint}  {}\n", job_line(placed));
+        }
         let last = index + 1 == rows.len();
         let joint = match (last, index) {
             (true, 0) => "──",
@@ -60,6 +68,21 @@ fn cells(layer: &Layer) -> [String; 5] {
     ]
 }
 
+/// `↓ commit ID into NODE, STATUS, PERCENT`: where the data goes, and how far it is.
+fn job_line(placed: &PlacedJob) -> String {
+    let job = &placed.job;
+    let arrow = match &*job.kind {
+        "stream" => "↑",
+        _ => "↓",
+    };
+    let target = match &placed.target {
+        Some(target) => format!(" into {target}"),
+        None => String::new(),
+    };
+    let (kind, id, status) = (&job.kind, &job.id, &job.status);
+    format!("{arrow} {kind} {id}{target}, {status}, {} %", job.percent())
+}
+
 /// `DEVICE (export ID, TYPE)`, or without a device `export ID (TYPE)`.
 fn export_line(export: &Export) -> String {
     let (id, kind) = (text_of(export, "id"), text_of(export, "type"));
@@ -77,7 +100,7 @@ fn export_line(export: &Export) -> String {
 mod tests {
     use serde_json::json;
 
-    use super::super::chain::tests::{exported, three_layers};
+    use super::super::chain::tests::{committing, exported, three_layers};
     use super::*;
 
     #[test]
@@ -103,6 +126,18 @@ mod tests {
 ── node-A  raw  read-only  8 MiB, 196 KiB on disk  ./a.raw
 ";
         assert_eq!(draw(&state.chains(&names).unwrap()), wanted);
+    }
+
+    #[test]
+    fn a_job_is_a_line_above_what_it_works_on() {
+        let wanted = "\
+/dev/ublkb0 (export exp0, ublk, zero copy)
+├─ node-C  qcow2  writable   8 MiB, 196 KiB on disk  c.qcow2
+│  ↓ commit commit0 into node-A, running, 42 %
+├─ node-B  qcow2  writable   8 MiB, 196 KiB on disk  b.qcow2
+└─ node-A  raw    read-only  8 MiB, 196 KiB on disk  ./a.raw
+";
+        assert_eq!(draw(&committing().chains(&[]).unwrap()), wanted);
     }
 
     #[test]

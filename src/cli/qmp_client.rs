@@ -37,7 +37,7 @@ impl QmpClient {
     /// Connects and negotiates; no answer may take longer than `limit`, now or later.
     ///
     /// # Errors
-    /// As [`QmpClient::connect`].
+    /// As [`QmpClient::connect`]; `ETIMEDOUT` where another client is served.
     pub(super) fn connect_within(path: &Path, limit: Duration) -> Result<QmpClient> {
         let name = path.display().to_string();
         let socket = UnixStream::connect(path)
@@ -114,7 +114,9 @@ impl QmpClient {
     fn io(&self, error: &io::Error) -> Error {
         match error.kind() {
             io::ErrorKind::WouldBlock => {
-                self.broken("no answer in time; is another client connected?")
+                let text = "no answer in time; is another client connected?";
+                let text = format!("control socket '{}': {text}", self.name);
+                Error::new(ErrorKind::Io(Errno::ETIMEDOUT), text)
             }
             _ => sys(error, &format!("control socket '{}'", self.name)),
         }

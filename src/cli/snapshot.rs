@@ -66,13 +66,14 @@ fn refuse_to_overwrite(overlay: &Path, existing: bool) -> Result<()> {
     Err(Error::new(ErrorKind::InvalidArgument, text))
 }
 
-fn only_exported(state: &State) -> Result<String> {
+/// The exported node that is meant when none is named.
+pub(super) fn only_exported(state: &State) -> Result<String> {
     let mut exported = state.exported();
     let (kind, text) = match exported.len() {
         1 => return Ok(exported.remove(0)),
         0 => (
             ErrorKind::NotFound,
-            "nothing is exported; name the node on which to put the overlay".to_string(),
+            "nothing is exported; name the node that is meant".to_string(),
         ),
         _ => {
             let names = exported.join(", ");

@@ -1,67 +1,8 @@
 //! `liveblk chain`, `snapshot` and `qmp` against a running daemon.
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
 
-use crate::cli_usage::{failure, result};
-
-const SERVE: &[&str] = &[
-    "--chardev",
-    "socket,id=mon,path=d.sock,server=on,wait=off",
-    "--monitor",
-    "chardev=mon",
-    "--blockdev",
-    "node-name=top,driver=qcow2,file.driver=file,file.filename=top.qcow2",
-    "--nbd-server",
-    "addr.type=unix,addr.path=nbd",
-    "--export",
-    "nbd,id=e0,node-name=top,writable=on",
-];
-
-/// A daemon on the chain base.raw <- top.qcow2, killed when dropped.
-struct Daemon(Child);
-
-impl Daemon {
-    fn start(program: &str, directory: &Path) -> Daemon {
-        qemu_img(directory, &["create", "-q", "-f", "raw", "base.raw", "8M"]);
-        let create = "create -q -f qcow2 -b base.raw -F raw top.qcow2";
-        qemu_img(directory, &create.split(' ').collect::<Vec<_>>());
-        let mut command = Command::new(program);
-        command
-            .args(SERVE)
-            .current_dir(directory)
-            .stdout(Stdio::null());
-        let daemon = Daemon(command.spawn().expect("the daemon can be started"));
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while !directory.join("nbd").exists() || !directory.join("d.sock").exists() {
-            assert!(Instant::now() < deadline, "{program} did not come up");
-            sleep(Duration::from_millis(20));
-        }
-        daemon
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn qemu_img(directory: &Path, arguments: &[&str]) {
-    let status = Command::new("qemu-img")
-        .args(arguments)
-        .current_dir(directory)
-        .status();
-    assert!(
-        status.expect("qemu-img is installed").success(),
-        "{arguments:?}"
-    );
-}
+use crate::cli::{daemon, failure, qemu, result};
 
 #[test]
 fn snapshot_chain_and_qmp_work_with_qemu_storage_daemon() {
@@ -76,7 +17,14 @@ fn snapshot_chain_and_qmp_work_with_liveblkd() {
 fn works_with(program: &str) {
     let place = tempfile::tempdir().expect("a directory");
     let place = place.path();
-    let daemon = Daemon::start(program, place);
+    qemu(
+        place,
+        "qemu-img",
+        &["create", "-q", "-f", "raw", "base.raw", "8M"],
+    );
+    let create = "create -q -f qcow2 -b base.raw -F raw top.qcow2";
+    qemu(place, "qemu-img", &create.split(' ').collect::<Vec<_>>());
+    let daemon = daemon(program, place);
 
     let picture = result(place, &["chain"]);
     let lines: Vec<&str> = picture.lines().collect();

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::cli_usage::{failure, liveblk, result};
+use crate::cli::{failure, liveblk, result};
 
 /// Exit status and stdout of qemu-img.
 fn qemu_img(directory: &Path, arguments: &[&str]) -> (i32, String) {

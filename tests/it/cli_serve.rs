@@ -1,98 +1,11 @@
 //! `liveblk serve` without ublk: over NBD, which goes through everything but the ublk export.
 
 use std::fs;
-use std::io::Read;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
-use crate::cli_usage::{failure, liveblk, result};
-
-/// A running `liveblk serve`, killed when dropped.
-struct Served {
-    process: Child,
-    /// What it printed.
-    places: Vec<String>,
-}
-
-impl Served {
-    /// Starts it and waits until it has printed as many lines as it was given images.
-    fn start(directory: &Path, images: usize, arguments: &[&str]) -> Served {
-        let mut process = Command::new(env!("CARGO_BIN_EXE_liveblk"))
-            .arg("serve")
-            .args(arguments)
-            .current_dir(directory)
-            .env("LIVEBLK_RUNTIME_DIR", directory.join("run"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("liveblk can be started");
-        let mut stdout = process.stdout.take().expect("piped");
-        let mut text = Vec::new();
-        let mut byte = [0];
-        while text.iter().filter(|byte| **byte == b'\n').count() < images {
-            let length = stdout.read(&mut byte).expect("readable");
-            assert!(length > 0, "serve ended: {:?}", process.wait());
-            text.push(byte[0]);
-        }
-        let text = String::from_utf8(text).expect("UTF-8");
-        let places = text.lines().map(str::to_string).collect();
-        Served { process, places }
-    }
-
-    /// Stops it by a signal; gives the exit status.
-    fn stop(mut self, signal: Signal) -> Option<i32> {
-        let pid = Pid::from_raw(self.process.id().cast_signed());
-        kill(pid, signal).expect("the process is there");
-        self.ended()
-    }
-
-    fn ended(&mut self) -> Option<i32> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while Instant::now() < deadline {
-            if let Some(status) = self.process.try_wait().expect("our child") {
-                return status.code();
-            }
-            sleep(Duration::from_millis(20));
-        }
-        panic!("serve does not end");
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-/// Runs a tool of QEMU that must succeed.
-fn qemu(directory: &Path, program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .current_dir(directory)
-        .output();
-    let output = output.expect("QEMU's tools are installed");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program} {arguments:?}: {text}");
-    text
-}
-
-/// `liveblk` beside a running instance.
-fn client(directory: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_liveblk"))
-        .args(arguments)
-        .current_dir(directory)
-        .env("LIVEBLK_RUNTIME_DIR", directory.join("run"))
-        .output()
-        .expect("liveblk can be started");
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}");
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
+use crate::cli::{Served, failure, liveblk, qemu, result};
 
 #[test]
 fn a_chain_is_served_snapshotted_and_left_clean() {
@@ -119,14 +32,14 @@ fn a_chain_is_served_snapshotted_and_left_clean() {
         "qemu-io",
         &["-f", "raw", "-c", "write -P 0x11 0 2M", &uri],
     );
-    assert_eq!(client(place, &["snapshot", "new.qcow2"]), "new\n");
+    assert_eq!(result(place, &["snapshot", "new.qcow2"]), "new\n");
     qemu(
         place,
         "qemu-io",
         &["-f", "raw", "-c", "write -P 0x22 1M 2M", &uri],
     );
 
-    let picture = client(place, &["chain", "--name", "top"]);
+    let picture = result(place, &["chain", "--name", "top"]);
     let files: Vec<&str> = picture
         .lines()
         .skip(1)
@@ -135,10 +48,7 @@ fn a_chain_is_served_snapshotted_and_left_clean() {
     assert_eq!(files, ["new.qcow2", "top.qcow2", "base.qcow2"], "{picture}");
     assert_eq!(served.stop(Signal::SIGTERM), Some(0));
 
-    assert!(
-        !place.join("run/top.sock").exists(),
-        "the control socket goes"
-    );
+    assert!(!place.join("top.sock").exists(), "the control socket goes");
     for image in ["base.qcow2", "top.qcow2", "new.qcow2"] {
         result(place, &["image", "check", image]);
         qemu(place, "qemu-img", &["check", "-q", image]);
@@ -180,8 +90,8 @@ fn several_images_are_several_exports_and_quit_ends_all() {
         );
     }
     assert!(served.places[1].contains(":///a-2?"), "{:?}", served.places);
-    assert_eq!(client(place, &["qmp", "-n", "both", "quit"]), "{}\n");
-    assert_eq!(served.ended(), Some(0));
+    assert_eq!(result(place, &["qmp", "-n", "both", "quit"]), "{}\n");
+    assert_eq!(served.process.ended(), Some(0));
 }
 
 #[test]
@@ -276,6 +186,6 @@ fn an_instance_is_not_replaced_by_another_of_its_name() {
     );
     let error = String::from_utf8_lossy(&busy.stderr).into_owned();
     assert!(error.contains("Failed to get \"write\" lock"), "{error}");
-    assert!(client(place, &["chain", "-s", "s.sock"]).contains("a.qcow2"));
+    assert!(result(place, &["chain", "-s", "s.sock"]).contains("a.qcow2"));
     assert_eq!(served.stop(Signal::SIGTERM), Some(0));
 }

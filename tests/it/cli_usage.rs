@@ -1,48 +1,6 @@
 //! `liveblk`'s command line: what goes where, and the exit status.
 
-use std::path::Path;
-use std::process::{Command, Output};
-
-/// Runs `liveblk` in `directory`, which also holds the control sockets.
-pub(crate) fn liveblk(directory: &Path, arguments: &[&str]) -> Output {
-    // What should have failed may serve for ever.
-    Command::new("timeout")
-        .args(["60", env!("CARGO_BIN_EXE_liveblk")])
-        .args(arguments)
-        .current_dir(directory)
-        .env("LIVEBLK_RUNTIME_DIR", directory)
-        .output()
-        .expect("liveblk can be started")
-}
-
-/// stdout of a run that must succeed.
-pub(crate) fn result(directory: &Path, arguments: &[&str]) -> String {
-    let output = liveblk(directory, arguments);
-    let stderr = text(&output.stderr);
-    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {stderr}");
-    assert_eq!(stderr, "", "{arguments:?}");
-    text(&output.stdout)
-}
-
-/// The error of a run that must fail with this status and say nothing on stdout.
-pub(crate) fn failure(directory: &Path, status: i32, arguments: &[&str]) -> String {
-    let output = liveblk(directory, arguments);
-    let stderr = text(&output.stderr);
-    assert_eq!(
-        output.status.code(),
-        Some(status),
-        "{arguments:?}: {stderr}"
-    );
-    assert_eq!(text(&output.stdout), "", "{arguments:?}");
-    stderr
-        .strip_prefix("liveblk: ")
-        .unwrap_or(&stderr)
-        .to_string()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).expect("UTF-8")
-}
+use crate::cli::{failure, result};
 
 #[test]
 fn help_goes_to_stdout_and_shows_examples() {
@@ -50,6 +8,10 @@ fn help_goes_to_stdout_and_shows_examples() {
     for command in [
         "snapshot",
         "chain",
+        "stream",
+        "commit",
+        "jobs",
+        "job",
         "qmp",
         "image create",
         "image info",
@@ -84,6 +46,9 @@ fn a_wrong_command_line_is_status_2() {
             "cannot be used with",
         ),
         (&["qmp"], "<COMMAND>"),
+        (&["job", "pause"], "<ID>"),
+        (&["stream", "--speed", "fast"], "'fast' is not a size"),
+        (&["commit", "--on-error", "x"], "invalid value 'x'"),
     ] {
         let error = failure(place.path(), 2, arguments);
         assert!(error.contains(wanted), "{arguments:?}: {error}");

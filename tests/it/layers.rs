@@ -93,7 +93,7 @@ const FOREIGN: &[(&str, &[&str])] = &[
     ("clap", &["daemon", "cli"]),
     ("libublk", &["export"]),
     ("io_uring", &["runtime", "export"]),
-    ("signal_hook", &["daemon"]),
+    ("signal_hook", &["cli", "daemon"]),
 ];
 
 #[test]

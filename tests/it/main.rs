@@ -6,8 +6,10 @@
 mod blockdev;
 #[cfg(feature = "testing")]
 mod chain;
+mod cli;
 mod cli_client;
 mod cli_image;
+mod cli_jobs;
 mod cli_serve;
 mod cli_usage;
 #[cfg(feature = "testing")]
