@@ -141,6 +141,14 @@ impl Plan {
         }
     }
 
+    /// The layer that is written.
+    pub(crate) fn target(self) -> usize {
+        match self {
+            Plan::Stream { device, .. } => device,
+            Plan::Commit { base, .. } => base,
+        }
+    }
+
     fn base(self) -> Option<usize> {
         match self {
             Plan::Stream { base, .. } => base,
