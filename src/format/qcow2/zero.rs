@@ -89,7 +89,7 @@ impl Qcow2 {
             drop(guard);
             let is_zero = match run.mapping {
                 Mapping::Zero | Mapping::ZeroAllocated(_) => true,
-                Mapping::Unallocated => !self.shows_backing(run.range.start()),
+                Mapping::Unallocated => self.backing().is_none(),
                 _ => false,
             };
             if !is_zero {
@@ -127,13 +127,15 @@ impl Qcow2 {
 
     /// Unallocated clusters from a guest offset on are what they should be.
     fn is_fate_of_unallocated(&self, fate: Fate, start: u64) -> bool {
-        fate == Fate::Unallocated || !self.shows_backing(start)
-    }
-
-    /// Where this layer says nothing, the backing file has bytes from a guest offset on.
-    fn shows_backing(&self, start: u64) -> bool {
-        let size = self.backing().map_or(0, |backing| backing.node().size());
-        start < size
+        match fate {
+            Fate::Unallocated => true,
+            // A job may give the image a longer backing file: zeroes that were asked for are said here.
+            Fate::Zero | Fate::KeepZero => self.backing().is_none(),
+            Fate::Discarded => {
+                let size = self.backing().map_or(0, |backing| backing.node().size());
+                start >= size
+            }
+        }
     }
 
     async fn set_fate_in_slice(&self, range: ByteRange, fate: Fate) -> Result<()> {
@@ -182,7 +184,8 @@ impl Qcow2 {
     fn fate_of(&self, cluster: GuestCluster, entry: L2Entry, fate: Fate) -> L2Entry {
         let mapping = entry.mapping(&self.geometry);
         let start = self.geometry.guest_offset(cluster).0;
-        let reads_zero = mapping == Mapping::Unallocated && !self.shows_backing(start);
+        let reads_zero =
+            mapping == Mapping::Unallocated && self.is_fate_of_unallocated(fate, start);
         match fate {
             Fate::Unallocated => L2Entry::UNALLOCATED,
             Fate::Zero | Fate::Discarded if reads_zero => entry,
