@@ -242,7 +242,7 @@ fn is_dirty(image: &Stored) -> bool {
 }
 
 /// Crashes at so many operations spread over the run, and at all around changes of headers.
-fn sweep(run: &Run, crashes: u64) -> Result<u64, String> {
+fn sweep(run: &Run, crashes: u64) -> Result<(), String> {
     let left = crash_at(run, None);
     assert!(left.ended, "the job does not end: {run:?}");
     let (operations, headers) = (left.operations, left.headers.clone());
@@ -258,22 +258,19 @@ fn sweep(run: &Run, crashes: u64) -> Result<u64, String> {
         let outcome = restart(run, crash_at(run, Some(*operation)));
         outcome.map_err(|wrong| format!("crash at {operation} of {operations}: {wrong}"))?;
     }
-    Ok(points.len() as u64)
+    Ok(())
 }
 
 #[test]
 fn power_fails_anywhere_in_any_job() {
-    let mut crashes = 0;
-    for_each_seed("power_fails_anywhere_in_any_job", 2, |seed| {
+    for_each_seed("power_fails_anywhere_in_any_job", 1, |seed| {
         for (index, job) in JOBS.into_iter().enumerate() {
             let run = Run::draw(seed * 100 + index as u64, job);
-            match sweep(&run, 25) {
-                Ok(points) => crashes += points,
-                Err(wrong) => panic!("{wrong}\n{run:?}"),
+            if let Err(wrong) = sweep(&run, 25) {
+                panic!("{wrong}\n{run:?}");
             }
         }
     });
-    eprintln!("{crashes} crashes");
 }
 
 /// A job that changes the header (or the active layer) before its data is durable must make the sweep fail:

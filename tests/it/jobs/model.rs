@@ -232,7 +232,7 @@ impl Drop for Trial {
 #[test]
 fn random_jobs_hold_against_the_model() {
     let mut started = 0;
-    for_each_seed("random_jobs_hold_against_the_model", 60, |seed| {
+    for_each_seed("random_jobs_hold_against_the_model", 40, |seed| {
         started += simulate(seed, |handle| async move {
             let mut trial = Trial::new(&handle, seed).await;
             trial.run().await;

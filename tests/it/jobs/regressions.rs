@@ -120,6 +120,25 @@ fn a_longer_base_does_not_come_to_light() {
     }
 }
 
+/// A layer shorter than its overlay was streamed, over a longer base. Zeroes beyond its end were left out of the
+/// overlay, as they read as zeroes anyway; with the longer base below they did not.
+#[test]
+fn zeroes_beyond_a_short_layer_are_streamed() {
+    for seed in 1..=4 {
+        simulate(seed, |handle| async move {
+            let sizes = [MIB, MIB / 2, MIB - 512, MIB];
+            let (stage, content) = staged(&handle, seed, &sizes).await;
+            let plan = Plan::Stream {
+                device: 1,
+                base: Some(3),
+            };
+            succeeds(&*begin(&stage, plan, "j").await).await;
+            stage.assert_at_rest("after the stream");
+            assert!(whole(&stage).await.expect("no fault") == content);
+        });
+    }
+}
+
 /// A cancel came while the job took its last step: the base had become the active layer, but clients were
 /// told that the job was cancelled, and would have opened the old active layer the next time.
 #[test]

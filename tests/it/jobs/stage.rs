@@ -50,13 +50,6 @@ pub(crate) struct Stored {
     pub(crate) store: VolatileStore,
 }
 
-impl Stored {
-    /// The name of the backing file in the header.
-    pub(crate) fn backing(&self) -> Option<String> {
-        backing_name(&self.kind, &self.store)
-    }
-}
-
 fn backing_name(kind: &Kind, store: &VolatileStore) -> Option<String> {
     if matches!(kind, Kind::Raw) {
         return None;
@@ -298,6 +291,14 @@ impl Stage {
     /// No job has left anything behind: nodes, filters, edges, marks, access; and headers name the chain.
     pub(crate) fn assert_at_rest(&self, when: &str) {
         let wrong = self.traces();
+        assert!(wrong.is_empty(), "{when}: {wrong:#?}");
+    }
+
+    /// As [`Stage::assert_at_rest`], where a header may be ahead of the graph: it was written by a last step
+    /// that failed after that, and shows the same.
+    pub(crate) fn assert_in_order(&self, when: &str) {
+        let mut wrong = self.traces();
+        wrong.retain(|line| !line.contains("its header says"));
         assert!(wrong.is_empty(), "{when}: {wrong:#?}");
     }
 
