@@ -2,6 +2,7 @@
 //! sweeps, and the engine's verbs, policies and limits in virtual time.
 
 mod crash;
+mod engine;
 mod faults;
 mod model;
 mod plan;
