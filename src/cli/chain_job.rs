@@ -139,11 +139,14 @@ impl Started<'_> {
             Some(target) => self.state.node_of(target),
             None => only_exported(&self.state)?,
         };
-        let mut chains = self.state.chains(&[node.clone()]).map_err(|error| {
-            let words = self.arguments.endpoint.words();
-            let advice = format!("'liveblk chain{words}' shows the nodes there are");
-            Error::new(error.kind(), format!("{}; {advice}", error.message()))
-        })?;
+        let mut chains = self
+            .state
+            .chains(std::slice::from_ref(&node))
+            .map_err(|error| {
+                let words = self.arguments.endpoint.words();
+                let advice = format!("'liveblk chain{words}' shows the nodes there are");
+                Error::new(error.kind(), format!("{}; {advice}", error.message()))
+            })?;
         let chain = chains.pop().filter(|chain| !chain.layers.is_empty());
         chain.ok_or_else(|| refused(format!("'{node}' is no image")))
     }
