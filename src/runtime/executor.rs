@@ -160,7 +160,7 @@ impl Runtime {
             ring.enter(1, limit);
         }
         ring.reap();
-        if driver.was_woken() {
+        if core.ready.is_notified() && driver.was_woken() {
             self.take_foreign();
         }
         core.timers.fire_if_any(&core.clock);
@@ -224,7 +224,7 @@ impl RingDriver {
         })
     }
 
-    /// Another thread has pushed something since the last call.
+    /// The eventfd was written since the last call. Asked only when somebody says that he writes it.
     fn was_woken(&self) -> bool {
         let Some(mut poll) = self.poll.take() else {
             unreachable!("the eventfd is always polled")

@@ -87,12 +87,6 @@ impl ReadyQueue {
         Some(action(unsafe { &mut *self.local.get() }))
     }
 
-    fn push(&self, id: TaskId) {
-        if self.with_local(|queue| queue.push_back(id)).is_none() {
-            self.push_foreign(|foreign| foreign.tasks.push(id));
-        }
-    }
-
     /// Hands a job to the runtime's thread; false where the runtime is gone.
     pub(super) fn push_job(&self, job: Job) -> bool {
         self.push_foreign(|foreign| foreign.jobs.push(job))
@@ -115,6 +109,11 @@ impl ReadyQueue {
 
     fn lock_foreign(&self) -> MutexGuard<'_, Foreign> {
         self.foreign.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another thread has pushed something that was not taken yet.
+    pub(super) fn is_notified(&self) -> bool {
+        self.notified.load(Ordering::Relaxed)
     }
 
     /// Moves what other threads pushed to the local queue; their jobs are returned.
@@ -167,6 +166,7 @@ impl ReadyQueue {
 /// Wakes one task.
 pub(super) struct TaskWaker {
     id: TaskId,
+    /// It stands in the local queue. Only the owner's thread looks at it and sets it: no order is needed.
     queued: AtomicBool,
     ready: Arc<ReadyQueue>,
 }
@@ -182,7 +182,7 @@ impl TaskWaker {
 
     /// To be called before the task is polled: wake-ups from now on queue it again.
     pub(super) fn unqueue(&self) {
-        self.queued.swap(false, Ordering::AcqRel);
+        self.queued.store(false, Ordering::Relaxed);
     }
 }
 
@@ -192,8 +192,16 @@ impl Wake for TaskWaker {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        if !self.queued.swap(true, Ordering::AcqRel) {
-            self.ready.push(self.id);
+        let queued = self.ready.with_local(|queue| {
+            if !self.queued.load(Ordering::Relaxed) {
+                self.queued.store(true, Ordering::Relaxed);
+                queue.push_back(self.id);
+            }
+        });
+        if queued.is_none() {
+            // Each wake-up from another thread is a poll: what it wrote before is seen through the lock.
+            self.ready
+                .push_foreign(|foreign| foreign.tasks.push(self.id));
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::rc::Rc;
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 use io_uring::squeue;
 use slab::Slab;
@@ -153,24 +153,20 @@ impl InFlightTable {
         Completed::Delivered(kept, waker)
     }
 
-    /// The result, once; the key is void afterwards.
-    pub(super) fn take_result(&mut self, key: Key) -> Option<i32> {
-        match self.slot(key).state {
-            State::Pending { .. } => None,
+    /// The result, once: the key is void afterwards. Until it is there, `new` is who waits.
+    pub(super) fn poll(&mut self, key: Key, new: &Waker) -> Poll<i32> {
+        match &mut self.slot(key).state {
             State::Done(result) => {
+                let result = *result;
                 self.slots.remove(key.index as usize);
-                Some(result)
+                return Poll::Ready(result);
             }
-        }
-    }
-
-    pub(super) fn set_waker(&mut self, key: Key, new: &Waker) {
-        if let State::Pending { waker, .. } = &mut self.slot(key).state {
-            match waker {
+            State::Pending { waker, .. } => match waker {
                 Some(old) => old.clone_from(new),
                 None => *waker = Some(new.clone()),
-            }
+            },
         }
+        Poll::Pending
     }
 
     /// Adds something to keep until the completion.

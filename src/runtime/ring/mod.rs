@@ -178,29 +178,23 @@ impl Ring {
 
     /// Hands over every completion that has arrived: results to futures, kept things dropped.
     pub(crate) fn reap(&self) -> usize {
+        let mut entries = [const { MaybeUninit::<cqueue::Entry>::uninit() }; REAP_BATCH];
         let mut reaped = 0;
         loop {
-            let mut batch = [(0_u64, 0_i32); REAP_BATCH];
-            let count = self.copy_completions(&mut batch);
-            for (user_data, result) in &batch[..count] {
-                self.complete(*user_data, *result);
+            // Copied out first: what a completion drops or wakes may use the ring.
+            let arrived = self.fill(&mut entries);
+            for entry in arrived.iter() {
+                self.complete(entry.user_data(), entry.result());
             }
-            reaped += count;
-            if count < REAP_BATCH {
+            reaped += arrived.len();
+            if arrived.len() < REAP_BATCH {
                 return reaped;
             }
         }
     }
 
-    fn copy_completions(&self, batch: &mut [(u64, i32); REAP_BATCH]) -> usize {
-        let mut entries = [const { MaybeUninit::<cqueue::Entry>::uninit() }; REAP_BATCH];
-        let mut uring = self.shared.uring.borrow_mut();
-        let mut queue = uring.completion();
-        let filled = queue.fill(&mut entries);
-        for (slot, entry) in batch.iter_mut().zip(filled.iter()) {
-            *slot = (entry.user_data(), entry.result());
-        }
-        filled.len()
+    fn fill<'a>(&self, entries: &'a mut [MaybeUninit<cqueue::Entry>]) -> &'a [cqueue::Entry] {
+        self.shared.uring.borrow_mut().completion().fill(entries)
     }
 
     fn complete(&self, user_data: u64, result: i32) {

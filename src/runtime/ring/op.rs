@@ -115,13 +115,12 @@ impl<T: OpOutput> Future for Op<T> {
             unreachable!("an operation was polled after its result was taken")
         };
         let mut table = self.ring.shared.in_flight.borrow_mut();
-        let Some(raw) = table.take_result(key) else {
-            table.set_waker(key, context.waker());
-            return Poll::Pending;
-        };
+        let polled = table.poll(key, context.waker());
         drop(table);
-        self.key = None;
-        Poll::Ready(T::from_raw(raw))
+        polled.map(|raw| {
+            self.key = None;
+            T::from_raw(raw)
+        })
     }
 }
 
