@@ -13,7 +13,7 @@ use super::delivery::{deliver_discard, deliver_write, deliver_zeroes};
 use super::drain::Condition;
 use super::padding;
 use super::{
-    DetectZeroes, Extent, Forward, InFlight, Node, Permission, Permissions, Transfer,
+    DetectZeroes, Extent, Forward, InFlight, Limits, Node, Permission, Permissions, Transfer,
     TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 
@@ -245,7 +245,7 @@ impl Child {
             length,
         };
         let route = Route::follow(node, transfer);
-        let result = padding::read(&route.node, route.offset, payload).await;
+        let result = padding::read(&route.node, &route.limits, route.offset, payload).await;
         self.note(result)
     }
 
@@ -267,7 +267,7 @@ impl Child {
             length,
         };
         let route = Route::follow(node, transfer);
-        let result = deliver_write(&route.node, route.offset, payload, flags).await;
+        let result = deliver_write(&route.node, &route.limits, route.offset, payload, flags).await;
         self.note(result)
     }
 
@@ -409,45 +409,59 @@ impl Drop for Passage<'_> {
 }
 
 /// The fast path: the nodes that a transfer crosses unchanged, down to the one that must work on it.
-/// No allocation; edges on the way are counted like any other.
+/// Edges on the way are counted like any other.
 struct Route {
     node: Rc<Node>,
+    /// Of that node.
+    limits: Limits,
     offset: u64,
-    _hops: [Option<(InFlight, Option<TransferGuard>)>; MOST_HOPS],
+    /// A format on its file has one hop; only more than that are allocated for.
+    _first: Option<Hop>,
+    _others: Vec<Hop>,
 }
 
-const MOST_HOPS: usize = 6;
+/// What lives as long as the transfer that crosses an edge.
+struct Hop {
+    _count: InFlight,
+    _guard: Option<TransferGuard>,
+}
 
 impl Route {
-    fn follow(node: Rc<Node>, mut transfer: Transfer) -> Route {
-        let mut hops = [const { None }; MOST_HOPS];
-        let mut node = node;
-        count_transfer(&node, &transfer);
-        for hop in &mut hops {
+    fn follow(mut node: Rc<Node>, mut transfer: Transfer) -> Route {
+        let (mut first, mut others) = (None, Vec::new());
+        loop {
+            count_transfer(&node, &transfer);
+            let limits = node.driver().limits();
             let Some(Forward {
                 child,
                 offset,
                 guard,
-            }) = forward(&node, &transfer)
+            }) = forward(&node, &limits, &transfer)
             else {
-                break;
+                return Route {
+                    node,
+                    limits,
+                    offset: transfer.offset,
+                    _first: first,
+                    _others: others,
+                };
             };
             transfer.offset = offset;
-            *hop = Some((child.count_request(), guard));
+            let hop = Hop {
+                _count: child.count_request(),
+                _guard: guard,
+            };
+            match first {
+                None => first = Some(hop),
+                Some(_) => others.push(hop),
+            }
             node = child.node();
-            count_transfer(&node, &transfer);
-        }
-        Route {
-            node,
-            offset: transfer.offset,
-            _hops: hops,
         }
     }
 }
 
-fn forward(node: &Node, transfer: &Transfer) -> Option<Forward> {
+fn forward(node: &Node, limits: &Limits, transfer: &Transfer) -> Option<Forward> {
     let writes = transfer.kind != TransferKind::Read;
-    let limits = node.driver().limits();
     let looks = writes && node.options().detect_zeroes != DetectZeroes::Off;
     let fits = transfer.length <= u64::from(limits.max_transfer)
         && is_aligned(

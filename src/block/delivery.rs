@@ -10,11 +10,12 @@ use crate::error::Result;
 use crate::range::ByteRange;
 
 use super::padding;
-use super::{DetectZeroes, DiscardMode, LockMode, Node, WriteFlags, ZeroFlags};
+use super::{DetectZeroes, DiscardMode, Limits, LockMode, Node, WriteFlags, ZeroFlags};
 
 /// Zero detection and FUA, then the driver.
 pub(super) async fn deliver_write(
     node: &Rc<Node>,
+    limits: &Limits,
     offset: u64,
     payload: Payload,
     flags: WriteFlags,
@@ -27,13 +28,13 @@ pub(super) async fn deliver_write(
         zero.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
         return deliver_zeroes(node, range, zero).await;
     }
-    let flush_after = flags.contains(WriteFlags::FUA) && !node.driver().limits().native_fua;
+    let flush_after = flags.contains(WriteFlags::FUA) && !limits.native_fua;
     let flags = if flush_after {
         flags - WriteFlags::FUA
     } else {
         flags
     };
-    padding::write(node, offset, payload, flags).await?;
+    padding::write(node, limits, offset, payload, flags).await?;
     if flush_after {
         node.flush().await
     } else {
@@ -104,11 +105,12 @@ async fn write_zero_data(node: &Rc<Node>, range: ByteRange) -> Result<()> {
     }
     let piece = range.length().min(ZERO_PIECE);
     let zeroes = MemorySlice::zeroed(piece as usize);
+    let limits = node.driver().limits();
     let mut start = range.start();
     while start < range.end() {
         let length = piece.min(range.end() - start);
         let payload = Payload::from(zeroes.slice(0, length as usize));
-        padding::write(node, start, payload, WriteFlags::empty()).await?;
+        padding::write(node, &limits, start, payload, WriteFlags::empty()).await?;
         start += length;
     }
     Ok(())

@@ -83,7 +83,7 @@ pub struct Node {
     pub(super) children: RefCell<Vec<Rc<Child>>>,
     pub(super) monitor_owned: Cell<bool>,
     implicit: bool,
-    pub(super) statistics: Cell<NodeStatistics>,
+    statistics: RefCell<NodeStatistics>,
     /// Orders padded writes (read-modify-write) with aligned ones.
     pub(super) padding: RangeLock,
     flushes: FlushGate,
@@ -102,7 +102,7 @@ impl Node {
             children: RefCell::default(),
             monitor_owned: Cell::new(false),
             implicit: spec.implicit,
-            statistics: Cell::default(),
+            statistics: RefCell::default(),
             padding: RangeLock::new(),
             flushes: FlushGate::default(),
             occupations: Rc::default(),
@@ -264,13 +264,11 @@ impl Node {
 
     /// What was counted since the node was opened.
     pub fn statistics(&self) -> NodeStatistics {
-        self.statistics.get()
+        *self.statistics.borrow()
     }
 
     pub(super) fn count(&self, change: impl FnOnce(&mut NodeStatistics)) {
-        let mut statistics = self.statistics.get();
-        change(&mut statistics);
-        self.statistics.set(statistics);
+        change(&mut self.statistics.borrow_mut());
     }
 
     /// Flushes; callers that come while a flush runs share the next one.

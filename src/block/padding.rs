@@ -9,16 +9,20 @@ use crate::range::{ByteRange, align_down};
 use super::{Limits, LockMode, Node, RangeGuard, WriteFlags};
 
 /// Reads through the node's driver within its limits.
-pub(super) async fn read(node: &Rc<Node>, offset: u64, payload: Payload) -> Result<()> {
-    let limits = node.driver().limits();
-    if fits(&limits, offset, &payload) {
+pub(super) async fn read(
+    node: &Rc<Node>,
+    limits: &Limits,
+    offset: u64,
+    payload: Payload,
+) -> Result<()> {
+    if fits(limits, offset, &payload) {
         return node.driver().read(offset, payload).await;
     }
-    for (offset, piece) in pieces(&limits, offset, &payload) {
-        if fits(&limits, offset, &piece) {
+    for (offset, piece) in pieces(limits, offset, &payload) {
+        if fits(limits, offset, &piece) {
             node.driver().read(offset, piece).await?;
         } else {
-            read_padded(node, &limits, offset, piece).await?;
+            read_padded(node, limits, offset, piece).await?;
         }
     }
     Ok(())
@@ -28,19 +32,22 @@ pub(super) async fn read(node: &Rc<Node>, offset: u64, payload: Payload) -> Resu
 /// same blocks.
 pub(super) async fn write(
     node: &Rc<Node>,
+    limits: &Limits,
     offset: u64,
     payload: Payload,
     flags: WriteFlags,
 ) -> Result<()> {
-    let limits = node.driver().limits();
-    for (offset, piece) in pieces(&limits, offset, &payload) {
-        if is_aligned(&limits, offset, &piece) {
+    if limits.request_alignment == 1 && fits(limits, offset, &payload) {
+        return node.driver().write(offset, payload, flags).await;
+    }
+    for (offset, piece) in pieces(limits, offset, &payload) {
+        if is_aligned(limits, offset, &piece) {
             let range = ByteRange::between(offset, offset + piece.length() as u64);
             let _held = hold(node, range, LockMode::Shared).await;
-            let piece = in_aligned_memory(&limits, piece)?;
+            let piece = in_aligned_memory(limits, piece)?;
             node.driver().write(offset, piece, flags).await?;
         } else {
-            write_padded(node, &limits, offset, piece, flags).await?;
+            write_padded(node, limits, offset, piece, flags).await?;
         }
     }
     Ok(())
