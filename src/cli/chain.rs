@@ -419,7 +419,7 @@ pub(super) mod tests {
         let filter = node("cor", "copy-on-read", "c.qcow2", false);
         let exports = json!([{"id": "a", "type": "nbd", "node-name": "cor"}]);
         let mut edges = vec![("cor", "file", "node-C")];
-        let own = state(&exports, &[filter.clone()], &edges, Vec::new());
+        let own = state(&exports, std::slice::from_ref(&filter), &edges, Vec::new());
         assert_eq!(names(&own.chains(&[]).unwrap()[0])[..2], ["cor", "node-C"]);
         edges.extend([
             ("job:s", "main node", "cor"),
