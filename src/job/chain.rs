@@ -33,8 +33,7 @@ pub fn check_unoccupied(top: &Rc<Node>, base: Option<&Rc<Node>>) -> Result<()> {
     let mut next = Some(top.clone());
     while let Some(node) = next.filter(|node| !base.is_some_and(|base| Rc::ptr_eq(base, node))) {
         node.check_unoccupied()?;
-        let below = node.filtered().or_else(|| node.child(Role::Backing));
-        next = below.map(|edge| edge.node());
+        next = node.below();
     }
     Ok(())
 }

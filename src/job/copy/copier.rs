@@ -124,7 +124,7 @@ impl Copier {
                 way: Way::Zeroes,
             });
         }
-        let target = beneath_filters(to.node());
+        let target = to.node().without_filters();
         let most = self.options.buffer_length as u64;
         let planner = Planner {
             from,
@@ -203,16 +203,6 @@ fn file_writer(target: &Rc<Node>) -> Option<Rc<Node>> {
         }
     }
     None
-}
-
-/// The node that a stack of filters filters.
-fn beneath_filters(mut node: Rc<Node>) -> Rc<Node> {
-    while node.driver().is_filter()
-        && let Some(below) = node.below()
-    {
-        node = below;
-    }
-    node
 }
 
 /// The largest power of two not above `length`, which is not 0.
