@@ -280,6 +280,16 @@ impl Node {
     }
 }
 
+/// A name that users may give, to a node or to what uses one: a letter, then letters, digits, `-`, `.` and
+/// `_`.
+pub fn is_well_formed(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes
+        .next()
+        .is_some_and(|first| first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
+
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "node '{}' ({})", self.name, self.driver.driver_name())

@@ -51,7 +51,7 @@ pub use description::{
 };
 pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
-pub use names::{check_not_busy, find_device_or_node, find_either, find_node, is_well_formed};
+pub use names::{check_not_busy, find_device_or_node, find_either, find_node};
 pub use query::{DirtyBitmapInfo, NodeInfo, StatisticsInfo};
 pub use snapshot::{SnapshotMode, SnapshotSync};
 pub use value::Value;

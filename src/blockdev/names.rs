@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Graph, Node, Role};
+use crate::block::{Graph, Node, Role, is_well_formed};
 use crate::error::{Error, ErrorKind, Result};
 
 use super::value::invalid;
@@ -25,15 +25,6 @@ pub(super) fn check_new(graph: &Graph, name: &str) -> Result<()> {
         return Err(invalid("Node name too long"));
     }
     Ok(())
-}
-
-/// A letter, then letters, digits, `-`, `.` and `_`.
-pub fn is_well_formed(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    bytes
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
 /// The node that an argument which may be a device or a node names.

@@ -20,7 +20,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::block::{Child, Graph, Node, Permission, Permissions};
+use crate::block::{Child, Graph, Node, Permission, Permissions, is_well_formed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::runtime::sync::Notify;
 use crate::runtime::{Handle, Task};
@@ -331,12 +331,3 @@ fn check_not_closing(entry: &Entry) -> Result<()> {
 /// How often, and after what time, the user of a disk is looked for again before it counts as one.
 const LOOKS: u32 = 5;
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-
-/// Ids begin with a letter and go on with letters, digits, `-`, `.` and `_`.
-fn is_well_formed(id: &str) -> bool {
-    let mut bytes = id.bytes();
-    bytes
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
-}

@@ -7,6 +7,7 @@ use super::control::Job;
 use super::{JobEvent, JobKind, JobOptions, Status, Verb, Work};
 use nix::errno::Errno;
 
+use crate::block::is_well_formed;
 use crate::error::{Error, ErrorKind, Result, strerror};
 use crate::runtime::Handle;
 use crate::runtime::sync::Mutex;
@@ -205,15 +206,6 @@ fn told(error: &Error) -> String {
         ErrorKind::NoSpace => strerror(Errno::ENOSPC).to_owned(),
         _ => error.message().to_owned(),
     }
-}
-
-/// A letter, then letters, digits, `-`, `.` and `_`.
-fn is_well_formed(id: &str) -> bool {
-    let mut bytes = id.bytes();
-    bytes
-        .next()
-        .is_some_and(|first| first.is_ascii_alphabetic())
-        && bytes.all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
 }
 
 fn refused(message: impl Into<String>) -> Error {
