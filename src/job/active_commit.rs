@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::chain::{check_no_other_overlay, layers};
-use super::commit::{Commit, MIXED, grow};
+use super::commit::{Commit, MIXED, open_base};
 use super::copy::{Copier, CopyError, CopyOptions, Pace};
 use super::pieces::{Crew, Pieces};
 use super::site::Site;
@@ -85,10 +85,7 @@ async fn set_up(
 ) -> Result<(Rc<Node>, Rc<Child>)> {
     let Commit { top, base, .. } = arguments;
     let name = arguments.filter_node_name.as_deref();
-    site.open_for_writing(base).await?;
-    if base.size() < top.size() {
-        grow(site, base, top.size()).await?;
-    }
+    open_base(site, arguments).await?;
     let cluster = u64::from(base.driver().limits().optimal_transfer);
     let granularity = cluster.clamp(LEAST_GRANULARITY, MOST_GRANULARITY);
     let children = [(Role::Backing, top), (Role::Target, base)];

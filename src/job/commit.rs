@@ -97,10 +97,7 @@ async fn set_up(site: &Site, arguments: &Commit, committed: &[Rc<Node>]) -> Resu
     let Commit {
         device, top, base, ..
     } = arguments;
-    site.open_for_writing(base).await?;
-    if base.size() < top.size() {
-        grow(site, base, top.size()).await?;
-    }
+    open_base(site, arguments).await?;
     let name = arguments.filter_node_name.as_deref();
     let children = [(Role::Backing, top)];
     let put = site.put_filter(name, &children, |edges| {
@@ -117,8 +114,17 @@ async fn set_up(site: &Site, arguments: &Commit, committed: &[Rc<Node>]) -> Resu
     Ok(Edges { guest, from, to })
 }
 
-/// Gives the base the size of what is committed into it.
-pub(super) async fn grow(site: &Site, base: &Rc<Node>, size: u64) -> Result<()> {
+/// Makes the base writable, and as long as what is committed into it.
+pub(super) async fn open_base(site: &Site, arguments: &Commit) -> Result<()> {
+    let Commit { top, base, .. } = arguments;
+    site.open_for_writing(base).await?;
+    if base.size() < top.size() {
+        grow(site, base, top.size()).await?;
+    }
+    Ok(())
+}
+
+async fn grow(site: &Site, base: &Rc<Node>, size: u64) -> Result<()> {
     let resizer = Permissions {
         required: Permission::RESIZE,
         shared: Permission::all(),
