@@ -3,6 +3,10 @@
 //! A copy holds its clusters alone from looking at them until they are stored, a guest's write holds
 //! its bytes together with other writes: a write that comes first is seen by the copy, one that comes
 //! later waits and goes on top. So a copy never overwrites what a guest wrote.
+//!
+//! A writer beside the filter would not be seen. While anybody reads through the filter nobody else may
+//! write below it, by permissions; whoever reads without that claim gets what there is, uncopied. A job sees
+//! to it by itself that nobody comes to its node.
 
 use std::any::Any;
 use std::rc::Rc;
@@ -82,6 +86,11 @@ impl CopyOnRead {
         Ok((status.depth > 1, status.extent.length))
     }
 
+    /// Nobody writes below but through here.
+    fn is_alone(&self) -> bool {
+        !self.file.permissions().shared.contains(Permission::WRITE)
+    }
+
     async fn read_copying(&self, offset: u64, payload: Payload) -> Result<()> {
         let end = offset + payload.length() as u64;
         let mut start = offset;
@@ -159,8 +168,8 @@ impl Driver for CopyOnRead {
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         match self.reads {
-            GuestReads::Copy => Box::pin(self.read_copying(offset, payload)),
-            GuestReads::PassBy => Box::pin(async move { self.file.read(offset, payload).await }),
+            GuestReads::Copy if self.is_alone() => Box::pin(self.read_copying(offset, payload)),
+            _ => Box::pin(self.file.read(offset, payload)),
         }
     }
 
@@ -229,10 +238,13 @@ impl Driver for CopyOnRead {
         if self.reads == GuestReads::PassBy {
             required |= Permission::CONSISTENT_READ;
         }
-        Permissions {
-            required,
-            shared: users.shared | Permission::WRITE_UNCHANGED,
+        let mut shared = users.shared | Permission::WRITE_UNCHANGED;
+        let copies = self.reads == GuestReads::Copy;
+        if copies && users.required.contains(Permission::CONSISTENT_READ) {
+            // A copy would overwrite what is written beside it.
+            shared -= Permission::WRITE;
         }
+        Permissions { required, shared }
     }
 
     fn close(&self) -> IoFuture<'_, ()> {

@@ -228,16 +228,29 @@ impl Chain {
     }
 
     /// Puts a copy-on-read filter on top, as a stream job does: requests wait meanwhile.
-    pub(crate) async fn copy_on_read(&mut self, reads: GuestReads) -> Result<Rc<Node>> {
-        let top = self.guest.node();
-        let name = format!("copy{}", self.graph.nodes().len());
-        let graph = &self.graph;
-        let file = graph.attach_for(&name, Role::File, &top, Permissions::NONE)?;
-        let driver = CopyOnRead::new(file.clone(), None, reads);
-        let node = insert_with(graph, &name, Box::new(driver), vec![file], writable());
-        let drained = graph.drain(&[top, node.clone()]).await?;
-        graph.redirect(&drained, std::slice::from_ref(&self.guest), &node)?;
+    pub(crate) async fn copy_on_read(
+        &mut self,
+        bottom: Option<Rc<Node>>,
+        reads: GuestReads,
+    ) -> Result<Rc<Node>> {
+        let node = self.copy_on_read_beside(bottom, reads)?;
+        let drained = self.graph.drain(&[self.guest.node(), node.clone()]).await?;
+        self.graph
+            .redirect(&drained, std::slice::from_ref(&self.guest), &node)?;
         Ok(node)
+    }
+
+    /// A copy-on-read filter over the node of the guest, which does not use it.
+    pub(crate) fn copy_on_read_beside(
+        &self,
+        bottom: Option<Rc<Node>>,
+        reads: GuestReads,
+    ) -> Result<Rc<Node>> {
+        let (graph, top) = (&self.graph, self.guest.node());
+        let name = format!("copy{}", graph.nodes().len());
+        let file = graph.attach_for(&name, Role::File, &top, Permissions::NONE)?;
+        let driver = Box::new(CopyOnRead::new(file.clone(), bottom, reads));
+        Ok(insert_with(graph, &name, driver, vec![file], writable()))
     }
 
     /// What is left of every disk after power failed.

@@ -149,7 +149,7 @@ async fn snapshot(machine: &Rc<RefCell<Machine>>, copy_on_read: bool) {
     if machine.chain.disks.len() < 4 {
         machine.chain.snapshot().await.expect("no fault");
         if copy_on_read {
-            let filter = machine.chain.copy_on_read(GuestReads::Copy).await;
+            let filter = machine.chain.copy_on_read(None, GuestReads::Copy).await;
             filter.expect("no fault");
         }
     }
