@@ -39,7 +39,7 @@ pub use driver::{
 pub use graph::{BlockEvent, Graph, NodeSpec};
 pub use limits::Limits;
 pub use node::{DetectZeroes, DiscardMode, Node, NodeOptions, NodeStatistics, is_well_formed};
-pub use occupation::Occupation;
+pub use occupation::{Content, Occupation};
 pub use permission::{Permission, Permissions};
 pub use range_lock::{LockMode, RangeGuard, RangeLock};
 pub use status::{ChainStatus, Extent, ExtentKind, status_above};

@@ -77,9 +77,10 @@ impl Blockdev {
         match child {
             ChildDescription::Reference(name) => {
                 let node = names::find_either(&self.graph, &name)?;
-                if matches!(source, Source::FileOf(_)) {
+                match source {
                     // What is written past a job's filter the job would not see.
-                    node.check_unoccupied()?;
+                    Source::FileOf(_) => node.check_unoccupied()?,
+                    _ => node.check_content_stays()?,
                 }
                 Ok(node)
             }

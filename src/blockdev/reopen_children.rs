@@ -142,6 +142,11 @@ impl<'a> Plan<'a> {
                 node.name()
             )));
         }
+        match role {
+            Role::Backing => new.check_content_stays()?,
+            // What is written past a job's filter the job would not see.
+            _ => new.check_unoccupied()?,
+        }
         self.replacements.push(Replacement {
             parent: node.clone(),
             role,

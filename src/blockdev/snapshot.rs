@@ -296,6 +296,7 @@ fn check_overlay(overlay: &Rc<Node>) -> Result<()> {
     if users.contains(Permission::CONSISTENT_READ) {
         return in_use("The overlay is already in use");
     }
+    overlay.check_unoccupied()?;
     if overlay.driver().is_filter() {
         return in_use("Filters cannot be used as overlays");
     }

@@ -176,6 +176,10 @@ impl Exports {
             // A job's filter would not see these writes.
             node.check_unoccupied()?;
         }
+        if node.users().shared.contains(Permission::CONSISTENT_READ) {
+            // Else permissions are in the way, in QEMU's words.
+            node.check_content_stays()?;
+        }
         Ok(node)
     }
 

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::chain::{check_no_other_overlay, layers};
+use super::chain::{check_no_other_reader, layers};
 use super::commit::{Commit, MIXED, open_base};
 use super::copy::{Copier, CopyError, CopyOptions, Pace};
 use super::pieces::{Crew, Pieces};
@@ -43,7 +43,7 @@ const FOLLOWER: Permissions = Permissions {
 /// In QEMU's words; nothing has changed.
 pub async fn commit_active(workshop: &Workshop, arguments: Commit) -> Result<Rc<Job>> {
     let committed = layers(&arguments.top, Some(&arguments.base));
-    check_no_other_overlay(&committed, &arguments.base)?;
+    check_no_other_reader(&committed, &arguments.base)?;
     let job = workshop
         .jobs
         .create(JobKind::Commit, arguments.job.clone())?;

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Node, Role};
+use crate::block::{Child, Node, Permission, Role};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The layers from `top` down to `base`, not including it; the whole chain without one.
@@ -39,21 +39,22 @@ pub fn check_unoccupied(top: &Rc<Node>, base: Option<&Rc<Node>>) -> Result<()> {
 }
 
 /// Nobody looks at what a commit changes but through the layers that are committed: an overlay beside
-/// them would see its content change.
+/// them would see its content change, and so would an export of one of them.
 ///
 /// # Errors
-/// [`ErrorKind::InUse`] naming the overlay.
-pub(super) fn check_no_other_overlay(layers: &[Rc<Node>], base: &Rc<Node>) -> Result<()> {
+/// [`ErrorKind::InUse`] naming the overlay, or the layer that is shown by itself.
+pub(super) fn check_no_other_reader(layers: &[Rc<Node>], base: &Rc<Node>) -> Result<()> {
     for node in layers.iter().skip(1).chain([base]) {
-        let overlays = overlays(node);
-        let other = overlays
-            .iter()
-            .find(|overlay| !layers.iter().any(|layer| Rc::ptr_eq(layer, overlay)));
-        if let Some(other) = other {
-            let (base, node, other) = (base.name(), node.name(), other.name());
+        for edge in readers(node) {
+            let user = match edge.parent_node() {
+                Some(overlay) if layers.iter().any(|layer| Rc::ptr_eq(layer, &overlay)) => continue,
+                Some(overlay) => format!("the backing file of '{}'", overlay.name()),
+                None => "shown by itself".to_owned(),
+            };
             let message = format!(
-                "Node '{node}' is also the backing file of '{other}', whose content would change \
-                 with a commit into '{base}'"
+                "Node '{}' is also {user}, whose content would change with a commit into '{}'",
+                node.name(),
+                base.name()
             );
             return Err(Error::new(ErrorKind::InUse, message));
         }
@@ -61,17 +62,19 @@ pub(super) fn check_no_other_overlay(layers: &[Rc<Node>], base: &Rc<Node>) -> Re
     Ok(())
 }
 
-/// The nodes that have this one as backing file, past filters.
-fn overlays(node: &Rc<Node>) -> Vec<Rc<Node>> {
+/// The edges, past filters, by which overlays have this node as backing file, or somebody outside reads it.
+fn readers(node: &Rc<Node>) -> Vec<Rc<Child>> {
     let mut found = Vec::new();
     for edge in node.parents() {
-        let Some(parent) = edge.parent_node() else {
-            continue;
-        };
-        if parent.driver().is_filter() {
-            found.extend(overlays(&parent));
-        } else if edge.role() == Role::Backing {
-            found.push(parent);
+        let reads = edge
+            .permissions()
+            .required
+            .contains(Permission::CONSISTENT_READ);
+        match edge.parent_node() {
+            Some(parent) if parent.driver().is_filter() => found.extend(readers(&parent)),
+            Some(_) if edge.role() == Role::Backing => found.push(edge),
+            None if edge.follows() && reads => found.push(edge),
+            _ => {}
         }
     }
     found

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use super::chain::{attached_below, check_no_other_overlay, layers, overlay_of};
+use super::chain::{attached_below, check_no_other_reader, layers, overlay_of};
 use super::copy::{Copier, CopyError, CopyOptions, Pace};
 use super::link::Link;
 use super::pieces::Crew;
@@ -58,7 +58,7 @@ const WRITER: Permissions = Permissions {
 /// In QEMU's words; nothing has changed.
 pub async fn commit(workshop: &Workshop, arguments: Commit) -> Result<Rc<Job>> {
     let committed = layers(&arguments.top, Some(&arguments.base));
-    check_no_other_overlay(&committed, &arguments.base)?;
+    check_no_other_reader(&committed, &arguments.base)?;
     let job = workshop
         .jobs
         .create(JobKind::Commit, arguments.job.clone())?;

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use super::{JobKind, Workshop};
-use crate::block::{Child, Driver, Node, NodeSpec, Occupation, Parent, Permissions, Role};
+use crate::block::{
+    Child, Content, Driver, Node, NodeSpec, Occupation, Parent, Permission, Permissions, Role,
+};
 use crate::error::{Error, Result};
 
 /// The filter, the edges, the marks and the write access that a job has taken. Each is taken in a step
@@ -91,18 +93,21 @@ impl Site {
             implicit: name.is_none(),
         };
         let filter = graph.splice_in(spec, children, driver).await?;
-        self.occupy(&filter);
+        self.occupy(&filter, Content::Stays);
         *self.filter.borrow_mut() = Some(filter.clone());
         Ok(filter)
     }
 
-    fn occupy(&self, node: &Rc<Node>) {
+    fn occupy(&self, node: &Rc<Node>, content: Content) {
         let kind = self.kind.name();
         let reason = format!("block device is in use by block job: {kind}");
-        self.occupied.borrow_mut().push(node.occupy(reason));
+        self.occupied
+            .borrow_mut()
+            .push(node.occupy(reason, content));
     }
 
-    /// Keeps other jobs and changes off a node; `permissions` is what others must leave alone.
+    /// Keeps other jobs and changes off a node; `permissions` is what others must leave alone. A node that
+    /// is copied to, and one whose content is a mixture, gets no new readers.
     ///
     /// # Errors
     /// Another user's permissions are in the way.
@@ -121,7 +126,13 @@ impl Site {
             .graph
             .attach(role, parent, node, permissions)?;
         self.edges.borrow_mut().push(edge.clone());
-        self.occupy(node);
+        let is_mixed = !permissions.shared.contains(Permission::CONSISTENT_READ);
+        let content = match role {
+            Role::Base | Role::Target => Content::Changes,
+            _ if is_mixed => Content::Changes,
+            _ => Content::Stays,
+        };
+        self.occupy(node, content);
         Ok(edge)
     }
 

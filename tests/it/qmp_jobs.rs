@@ -109,3 +109,146 @@ fn what_a_job_works_on_is_not_taken_away() {
         json!([])
     );
 }
+
+/// A daemon with a.qcow2 ← b.qcow2 ← c.qcow2, each with data of its own, opened as nodes `a`, `b` and `c`; an
+/// export `e0` of `c`; a filter `t` over `a` that nobody uses, and an overlay `y` without a backing file.
+fn three_layers() -> Daemon {
+    let daemon = Daemon::start(&["--nbd-server", "addr.type=unix,addr.path=nbd.sock"]);
+    let create = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_liveblk"));
+        command
+            .current_dir(daemon.directory.path())
+            .args(["image", "create", "-f", "qcow2"])
+            .args(arguments);
+        assert!(command.output().expect("liveblk starts").status.success());
+    };
+    create(&["a.qcow2", "8M"]);
+    create(&["-b", "a.qcow2", "-F", "qcow2", "b.qcow2"]);
+    create(&["-b", "b.qcow2", "-F", "qcow2", "c.qcow2"]);
+    create(&["y.qcow2", "8M"]);
+    create(&["z.qcow2", "8M"]);
+    for (index, name) in ["a", "b", "c", "y"].into_iter().enumerate() {
+        let written = format!("write -P {} {index}M 2M", index + 1);
+        qemu_io(
+            &daemon,
+            &format!("{name}.qcow2"),
+            &["-f", "qcow2"],
+            &written,
+        );
+    }
+    let mut client = daemon.client();
+    let group = json!({"qom-type": "throttle-group", "id": "g"});
+    client.execute("object-add", group);
+    for (node, backing) in [("a", Value::Null), ("b", json!("a")), ("c", json!("b"))] {
+        client.execute("blockdev-add", qcow2(&daemon, node, node, backing));
+    }
+    let filter =
+        json!({"driver": "throttle", "node-name": "t", "throttle-group": "g", "file": "a"});
+    client.execute("blockdev-add", filter);
+    client.execute("blockdev-add", qcow2(&daemon, "y", "y", Value::Null));
+    client.execute("block-export-add", export("e0", "c", true));
+    daemon
+}
+
+fn qcow2(daemon: &Daemon, node: &str, file: &str, backing: Value) -> Value {
+    let filename = daemon.path(&format!("{file}.qcow2"));
+    json!({"driver": "qcow2", "node-name": node, "backing": backing, "read-only": file != "c" && file != "y",
+           "file": {"driver": "file", "filename": filename}})
+}
+
+/// A command of qemu-io that succeeds.
+fn qemu_io(daemon: &Daemon, image: &str, options: &[&str], command: &str) {
+    let output = Command::new("qemu-io")
+        .current_dir(daemon.directory.path())
+        .args(options)
+        .args(["-c", command, image])
+        .output()
+        .expect("qemu-io starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let failed = !output.status.success() || text.contains("failed");
+    assert!(!failed, "{command} {image}: {text}");
+}
+
+/// What a commit goes to changes under whoever looks at it. Readers that came while it ran were let in, and an
+/// overlay among them was worth nothing afterwards.
+#[test]
+fn nobody_comes_to_look_at_what_a_commit_changes() {
+    for (top, changing) in [("b", &["a"][..]), ("c", &["a", "b"])] {
+        let daemon = three_layers();
+        let mut client = daemon.client();
+        client.execute(
+            "block-commit",
+            json!({"device": "c", "top-node": top, "base-node": "a", "job-id": "j", "speed": 65536}),
+        );
+        let filtered = changing.iter().copied().chain(["t"]);
+        for node in filtered {
+            let below = if node == "t" { "a" } else { node };
+            let busy =
+                format!("Node '{below}' is busy: block device is in use by block job: commit");
+            let changes = format!("{busy}, which changes its content");
+            let overlay = qcow2(&daemon, "z", "z", json!(node));
+            let added = client.call("blockdev-add", overlay);
+            let refused = format!("Could not open backing file: {changes}");
+            assert_eq!(error(&added), refused, "{node}");
+            let reopened = json!({"options": [qcow2(&daemon, "y", "y", json!(node))]});
+            let reopened = client.call("blockdev-reopen", reopened);
+            assert_eq!(error(&reopened), changes, "{node}");
+            let exported = client.call("block-export-add", export("e1", node, false));
+            let conflict = "permissions 'consistent read'";
+            let refusals = [changes.as_str(), conflict];
+            let refused = refusals.iter().any(|text| error(&exported).contains(text));
+            assert!(refused, "{node}: {exported}");
+            let raw = json!({"driver": "raw", "node-name": "r", "file": below});
+            assert_eq!(error(&client.call("blockdev-add", raw)), busy);
+            let snapshot = json!({"node": below, "overlay": "y"});
+            assert_eq!(error(&client.call("blockdev-snapshot", snapshot)), busy);
+            let turned = json!({"node": "c", "overlay": below});
+            assert!(client.call("blockdev-snapshot", turned)["error"].is_object());
+        }
+        client.execute("job-cancel", json!({"id": "j"}));
+        client.execute("block-export-add", export("e1", "a", false));
+        let added = qcow2(&daemon, "y", "y", json!("t"));
+        client.execute("blockdev-reopen", json!({"options": [added]}));
+    }
+}
+
+/// Who looks at the base by itself sees it change, as an overlay would. The commit was let begin.
+#[test]
+fn what_is_shown_by_itself_is_not_committed_into() {
+    let daemon = three_layers();
+    let mut client = daemon.client();
+    for (node, layer) in [("a", "a"), ("t", "a"), ("b", "b")] {
+        client.execute("block-export-add", export("e1", node, false));
+        let commit = json!({"device": "c", "base-node": "a", "job-id": "j"});
+        let text = format!(
+            "Node '{layer}' is also shown by itself, whose content would change with a commit into 'a'"
+        );
+        assert_eq!(error(&client.call("block-commit", commit)), text);
+        client.execute("block-export-del", json!({"id": "e1"}));
+    }
+}
+
+/// A stream changes nothing of the layers that it takes out: overlays of them come at any time, and stay right.
+#[test]
+fn an_overlay_comes_to_a_layer_that_is_streamed() {
+    let daemon = three_layers();
+    let mut client = daemon.client();
+    client.execute(
+        "block-stream",
+        json!({"device": "c", "job-id": "j", "speed": 65536}),
+    );
+    let overlay = qcow2(&daemon, "y", "y", json!("b"));
+    client.execute("blockdev-reopen", json!({"options": [overlay]}));
+    client.execute("block-export-add", export("e1", "y", true));
+    client.execute("block-job-set-speed", json!({"device": "j", "speed": 0}));
+    poll(|| (client.execute("query-jobs", json!({})) == json!([])).then_some(()));
+    for (name, seen) in [
+        ("e0", ["-P 1 0 1M", "-P 2 1M 1M", "-P 3 2M 2M"]),
+        ("e1", ["-P 1 0 1M", "-P 2 1M 2M", "-P 4 3M 2M"]),
+    ] {
+        for read in seen {
+            let url = format!("nbd+unix:///{name}?socket=nbd.sock");
+            qemu_io(&daemon, &url, &["-f", "raw", "-r"], &format!("read {read}"));
+        }
+    }
+}
