@@ -4,7 +4,6 @@
 use std::any::Any;
 use std::rc::Rc;
 
-use super::passed_limits;
 use crate::block::{
     Child, Driver, Extent, Forward, IoFuture, Limits, Permissions, Role, Transfer, TransferKind,
     TruncateOptions, WriteFlags, ZeroFlags,
@@ -33,13 +32,7 @@ impl Driver for CommitTop {
         self
     }
 
-    fn size(&self) -> u64 {
-        self.child.node().size()
-    }
-
-    fn limits(&self) -> Limits {
-        passed_limits(&self.child)
-    }
+    hand_on!(child: size, limits, flush, block_status, discard, truncate);
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         Box::pin(self.child.read(offset, payload))
@@ -51,22 +44,6 @@ impl Driver for CommitTop {
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> IoFuture<'_, ()> {
         Box::pin(self.child.write_zeroes(range, flags))
-    }
-
-    fn discard(&self, range: ByteRange) -> IoFuture<'_, ()> {
-        Box::pin(self.child.discard(range))
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(self.child.flush())
-    }
-
-    fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
-        Box::pin(self.child.block_status(range))
-    }
-
-    fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
-        Box::pin(self.child.truncate(size, options))
     }
 
     fn forward(&self, transfer: &Transfer) -> Option<Forward> {
@@ -84,9 +61,5 @@ impl Driver for CommitTop {
 
     fn close(&self) -> IoFuture<'_, ()> {
         Box::pin(async { Ok(()) })
-    }
-
-    fn is_filter(&self) -> bool {
-        true
     }
 }

@@ -20,8 +20,6 @@ use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
 
-use super::passed_limits;
-
 /// Bytes that one copy moves at most, where clusters are not larger.
 const PIECE: u64 = 1 << 20;
 
@@ -158,13 +156,7 @@ impl Driver for CopyOnRead {
         self
     }
 
-    fn size(&self) -> u64 {
-        self.file.node().size()
-    }
-
-    fn limits(&self) -> Limits {
-        passed_limits(&self.file)
-    }
+    hand_on!(file: size, limits, flush, block_status);
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         match self.reads {
@@ -193,14 +185,6 @@ impl Driver for CopyOnRead {
             let _held = self.share(range).await;
             self.file.discard(range).await
         })
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(async move { self.file.flush().await })
-    }
-
-    fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
-        Box::pin(async move { self.file.block_status(range).await })
     }
 
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
@@ -249,9 +233,5 @@ impl Driver for CopyOnRead {
 
     fn close(&self) -> IoFuture<'_, ()> {
         self.flush()
-    }
-
-    fn is_filter(&self) -> bool {
-        true
     }
 }

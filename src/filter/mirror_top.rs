@@ -10,7 +10,6 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use super::passed_limits;
 use crate::block::{
     Child, DirtyBitmap, Driver, Extent, Forward, IoFuture, Limits, LockMode, Permission,
     Permissions, RangeGuard, RangeLock, Role, Transfer, TransferKind, TruncateOptions, WriteFlags,
@@ -124,8 +123,8 @@ impl MirrorTop {
     async fn change(
         &self,
         range: ByteRange,
-        here: IoFuture<'_, ()>,
-        there: IoFuture<'_, ()>,
+        here: impl Future<Output = Result<()>>,
+        there: impl Future<Output = Result<()>>,
     ) -> Result<()> {
         if self.mode.get() == CopyMode::Background {
             let result = here.await;
@@ -157,13 +156,7 @@ impl Driver for MirrorTop {
         self
     }
 
-    fn size(&self) -> u64 {
-        self.child.node().size()
-    }
-
-    fn limits(&self) -> Limits {
-        passed_limits(&self.child)
-    }
+    hand_on!(child: size, limits, flush, block_status);
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         Box::pin(self.child.read(offset, payload))
@@ -173,14 +166,14 @@ impl Driver for MirrorTop {
         let range = ByteRange::between(offset, offset + payload.length() as u64);
         let here = self.child.write(offset, payload.clone(), flags);
         let there = self.target.write(offset, payload, WriteFlags::empty());
-        Box::pin(self.change(range, Box::pin(here), Box::pin(there)))
+        Box::pin(self.change(range, here, there))
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> IoFuture<'_, ()> {
         let here = self.child.write_zeroes(range, flags);
         let there = flags - ZeroFlags::FUA - ZeroFlags::NO_FALLBACK;
         let there = self.target.write_zeroes(range, there);
-        Box::pin(self.change(range, Box::pin(here), Box::pin(there)))
+        Box::pin(self.change(range, here, there))
     }
 
     /// What a discarded range reads as is the child's affair; the job looks and copies that.
@@ -191,14 +184,6 @@ impl Driver for MirrorTop {
             self.mark(range);
             result
         })
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(self.child.flush())
-    }
-
-    fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
-        Box::pin(self.child.block_status(range))
     }
 
     fn truncate(&self, _size: u64, _options: TruncateOptions) -> IoFuture<'_, ()> {
@@ -234,9 +219,5 @@ impl Driver for MirrorTop {
 
     fn close(&self) -> IoFuture<'_, ()> {
         Box::pin(async { Ok(()) })
-    }
-
-    fn is_filter(&self) -> bool {
-        true
     }
 }

@@ -8,6 +8,47 @@
 //! - What is read through a filter is what its child has.
 //! - Nothing waits in a filter that a drained section could not wait for.
 
+/// Methods of a [`Driver`](crate::block::Driver) that a filter hands to the child in this field as they are.
+macro_rules! hand_on {
+    ($child:ident: $($method:ident),+) => {
+        $(hand_on!(@$method $child);)+
+
+        fn is_filter(&self) -> bool {
+            true
+        }
+    };
+    (@size $child:ident) => {
+        fn size(&self) -> u64 {
+            self.$child.node().size()
+        }
+    };
+    (@limits $child:ident) => {
+        fn limits(&self) -> Limits {
+            $crate::filter::passed_limits(&self.$child)
+        }
+    };
+    (@flush $child:ident) => {
+        fn flush(&self) -> IoFuture<'_, ()> {
+            Box::pin(self.$child.flush())
+        }
+    };
+    (@block_status $child:ident) => {
+        fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
+            Box::pin(self.$child.block_status(range))
+        }
+    };
+    (@discard $child:ident) => {
+        fn discard(&self, range: ByteRange) -> IoFuture<'_, ()> {
+            Box::pin(self.$child.discard(range))
+        }
+    };
+    (@truncate $child:ident) => {
+        fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
+            Box::pin(self.$child.truncate(size, options))
+        }
+    };
+}
+
 mod blkdebug;
 mod commit_top;
 mod copy_on_read;

@@ -18,8 +18,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 use crate::runtime::sync::Mutex;
 
-use super::passed_limits;
-
 /// How much more space writes get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PreallocateOptions {
@@ -209,14 +207,12 @@ impl Driver for Preallocate {
         self
     }
 
+    hand_on!(file: limits, flush, block_status, discard);
+
     fn size(&self) -> u64 {
         self.ends
             .get()
             .map_or_else(|| self.file_size(), |ends| ends.data)
-    }
-
-    fn limits(&self) -> Limits {
-        passed_limits(&self.file)
     }
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
@@ -240,18 +236,6 @@ impl Driver for Preallocate {
             self.wrote_to(range.end());
             Ok(())
         })
-    }
-
-    fn discard(&self, range: ByteRange) -> IoFuture<'_, ()> {
-        Box::pin(async move { self.file.discard(range).await })
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(async move { self.file.flush().await })
-    }
-
-    fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
-        Box::pin(async move { self.file.block_status(range).await })
     }
 
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
@@ -283,10 +267,6 @@ impl Driver for Preallocate {
 
     fn close(&self) -> IoFuture<'_, ()> {
         self.flush()
-    }
-
-    fn is_filter(&self) -> bool {
-        true
     }
 }
 

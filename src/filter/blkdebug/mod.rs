@@ -142,9 +142,7 @@ impl Driver for Blkdebug {
         self
     }
 
-    fn size(&self) -> u64 {
-        self.image.node().size()
-    }
+    hand_on!(image: size, truncate);
 
     fn limits(&self) -> Limits {
         let mut limits = passed_limits(&self.image);
@@ -219,10 +217,6 @@ impl Driver for Blkdebug {
         })
     }
 
-    fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
-        Box::pin(async move { self.image.truncate(size, options).await })
-    }
-
     /// Where nothing is asked for. With an alignment of its own, the node must see all writes.
     fn forward(&self, transfer: &Transfer) -> Option<Forward> {
         let passes = self.rules.are_none() && self.options.align <= 1;
@@ -243,9 +237,5 @@ impl Driver for Blkdebug {
 
     fn close(&self) -> IoFuture<'_, ()> {
         Box::pin(async move { self.image.flush().await })
-    }
-
-    fn is_filter(&self) -> bool {
-        true
     }
 }

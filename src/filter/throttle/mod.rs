@@ -18,7 +18,6 @@ use crate::block::{
 use crate::buffer::Payload;
 use crate::range::ByteRange;
 
-use super::passed_limits;
 use bucket::Direction;
 use group::Membership;
 
@@ -72,13 +71,7 @@ impl Driver for Throttle {
         self
     }
 
-    fn size(&self) -> u64 {
-        self.file.node().size()
-    }
-
-    fn limits(&self) -> Limits {
-        passed_limits(&self.file)
-    }
+    hand_on!(file: size, limits, flush, block_status, truncate);
 
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         Box::pin(async move {
@@ -106,18 +99,6 @@ impl Driver for Throttle {
             self.admit(Direction::Write, range.length()).await;
             self.file.discard(range).await
         })
-    }
-
-    fn flush(&self) -> IoFuture<'_, ()> {
-        Box::pin(async move { self.file.flush().await })
-    }
-
-    fn block_status(&self, range: ByteRange) -> IoFuture<'_, Extent> {
-        Box::pin(async move { self.file.block_status(range).await })
-    }
-
-    fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
-        Box::pin(async move { self.file.truncate(size, options).await })
     }
 
     /// What need not wait goes on.
@@ -150,10 +131,6 @@ impl Driver for Throttle {
 
     fn close(&self) -> IoFuture<'_, ()> {
         self.flush()
-    }
-
-    fn is_filter(&self) -> bool {
-        true
     }
 }
 
