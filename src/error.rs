@@ -133,9 +133,14 @@ impl From<Errno> for Error {
     }
 }
 
-/// The C library's text for an errno, without the number that `std` appends.
-pub fn strerror(errno: Errno) -> &'static str {
-    errno.desc()
+/// The C library's text for an errno, as QEMU tells it, without the number that `std` appends.
+pub fn strerror(errno: Errno) -> String {
+    let number = errno as i32;
+    let text = std::io::Error::from_raw_os_error(number).to_string();
+    match text.strip_suffix(&format!(" (os error {number})")) {
+        Some(plain) => plain.to_owned(),
+        None => text,
+    }
 }
 
 fn kind_of(errno: Errno) -> ErrorKind {
@@ -153,6 +158,13 @@ mod tests {
     fn errno_survives_context_and_conversion() {
         let error = Error::from(std::io::Error::from_raw_os_error(Errno::ENXIO as i32));
         assert_eq!(error.context("node 'a'").errno(), Errno::ENXIO);
+    }
+
+    /// The crate `nix` has words of its own, and they were told.
+    #[test]
+    fn texts_are_the_c_librarys() {
+        assert_eq!(strerror(Errno::EIO), "Input/output error");
+        assert_eq!(strerror(Errno::ENOTSUP), "Operation not supported");
     }
 
     #[test]

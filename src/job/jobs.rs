@@ -178,7 +178,7 @@ async fn run(job: &Rc<Job>, work: Rc<dyn Work>, changes: &Mutex<()>) {
         }
     }
     let failure = match result {
-        _ if job.is_cancelled() => Some(strerror(Errno::ECANCELED).to_owned()),
+        _ if job.is_cancelled() => Some(strerror(Errno::ECANCELED)),
         Ok(()) => None,
         Err(error) => Some(told(&error)),
     };
@@ -202,8 +202,8 @@ async fn run(job: &Rc<Job>, work: Rc<dyn Work>, changes: &Mutex<()>) {
 /// What clients are told of an error: of failed I/O only the errno's text.
 fn told(error: &Error) -> String {
     match error.kind() {
-        ErrorKind::Io(errno) => strerror(errno).to_owned(),
-        ErrorKind::NoSpace => strerror(Errno::ENOSPC).to_owned(),
+        ErrorKind::Io(errno) => strerror(errno),
+        ErrorKind::NoSpace => strerror(Errno::ENOSPC),
         _ => error.message().to_owned(),
     }
 }

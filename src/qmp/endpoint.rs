@@ -156,7 +156,7 @@ fn resolve(host: &str, port: &str) -> Result<Vec<std::net::SocketAddr>, QmpError
 /// `what: STRERROR`, without the number that `std` appends.
 fn failed(what: &str, error: &std::io::Error) -> QmpError {
     let reason = match error.raw_os_error() {
-        Some(errno) => strerror(nix::errno::Errno::from_raw(errno)).to_owned(),
+        Some(errno) => strerror(nix::errno::Errno::from_raw(errno)),
         None => error.to_string(),
     };
     QmpError::generic(format!("{what}: {reason}"))
