@@ -102,6 +102,11 @@ impl Error {
         }
     }
 
+    /// What somebody asked for is not valid or not possible, with the reason.
+    pub fn refused(message: impl Into<String>) -> Error {
+        Error::new(ErrorKind::InvalidArgument, message)
+    }
+
     /// A second error that says the same: requests that share one failure each get one.
     pub fn duplicate(&self) -> Error {
         Error::new(self.kind, self.message.clone())

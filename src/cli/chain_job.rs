@@ -43,13 +43,13 @@ pub(super) fn commit(arguments: &CommitArguments) -> Result<Outcome> {
         let text = format!(
             "'{top}' is not the active layer: its commit ends by itself, without --no-complete"
         );
-        return Err(refused(text));
+        return Err(Error::refused(text));
     }
     if !is_active && arguments.copy_mode.is_some() {
         let text = format!(
             "'{top}' is not the active layer: nobody writes to it, and there is no --copy-mode"
         );
-        return Err(refused(text));
+        return Err(Error::refused(text));
     }
     let mut members = members(common, device)?;
     members.insert("top-node".to_string(), top.as_str().into());
@@ -104,7 +104,7 @@ fn members(arguments: &ChainJobArguments, node: &str) -> Result<Map<String, Valu
     if let Some(file) = &arguments.backing_file {
         let text = file.to_str().ok_or_else(|| {
             let name = file.display();
-            refused(format!(
+            Error::refused(format!(
                 "'{name}': QMP cannot carry a name that is not UTF-8"
             ))
         })?;
@@ -148,7 +148,7 @@ impl Started<'_> {
                 Error::new(error.kind(), format!("{}; {advice}", error.message()))
             })?;
         let chain = chains.pop().filter(|chain| !chain.layers.is_empty());
-        chain.ok_or_else(|| refused(format!("'{node}' is no image")))
+        chain.ok_or_else(|| Error::refused(format!("'{node}' is no image")))
     }
 
     fn exports(&self, node: &str) -> bool {
@@ -225,7 +225,7 @@ fn layer<'a>(chain: &'a Chain, text: &str) -> Result<&'a Layer> {
     let mut found = layers.iter().filter(last);
     match (found.next(), found.next()) {
         (Some(layer), None) => Ok(layer),
-        (Some(_), Some(_)) => Err(refused(format!(
+        (Some(_), Some(_)) => Err(Error::refused(format!(
             "several files of the chain are called '{text}': give the node-name"
         ))),
         (None, _) => {
@@ -233,7 +233,7 @@ fn layer<'a>(chain: &'a Chain, text: &str) -> Result<&'a Layer> {
                 .iter()
                 .map(|layer| format!("{} ({})", layer.node_name, layer.file))
                 .collect();
-            Err(refused(format!(
+            Err(Error::refused(format!(
                 "'{text}' is neither a node nor a file of the chain, which is: {}",
                 layers.join(", ")
             )))
@@ -262,10 +262,6 @@ fn advise(error: Error, arguments: &EndpointArguments) -> Error {
         return error;
     };
     Error::new(error.kind(), format!("{message}; {advice}"))
-}
-
-fn refused(text: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidArgument, text)
 }
 
 #[cfg(test)]

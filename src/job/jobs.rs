@@ -67,10 +67,10 @@ impl Jobs {
     pub fn create(&self, kind: JobKind, options: JobOptions) -> Result<Rc<Job>> {
         let id = options.id.clone();
         if !is_well_formed(&id) {
-            return Err(refused(format!("Invalid job ID '{id}'")));
+            return Err(Error::refused(format!("Invalid job ID '{id}'")));
         }
         if self.find(&id).is_some() {
-            return Err(refused(format!("Job ID '{id}' already in use")));
+            return Err(Error::refused(format!("Job ID '{id}' already in use")));
         }
         let speed = options.speed;
         let inner = Rc::downgrade(&self.inner);
@@ -206,8 +206,4 @@ fn told(error: &Error) -> String {
         ErrorKind::NoSpace => strerror(Errno::ENOSPC),
         _ => error.message().to_owned(),
     }
-}
-
-fn refused(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidArgument, message)
 }

@@ -2,7 +2,7 @@
 
 use super::control::{Cancelled, Job};
 use super::{IoStatus, Status, Verb};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::filter::CopyMode;
 
 impl Job {
@@ -17,7 +17,9 @@ impl Job {
 
     pub(super) fn limit_speed(&self, speed: i64) -> Result<()> {
         let Ok(speed) = u64::try_from(speed) else {
-            return Err(refused("Parameter 'speed' expects a non-negative value"));
+            return Err(Error::refused(
+                "Parameter 'speed' expects a non-negative value",
+            ));
         };
         self.limit.set_speed(speed, self.handle().now());
         self.changed.notify_all();
@@ -31,7 +33,7 @@ impl Job {
     pub fn pause(&self) -> Result<()> {
         Verb::Pause.check(self.id(), self.status())?;
         if self.paused.get() {
-            return Err(refused("Job is already paused"));
+            return Err(Error::refused("Job is already paused"));
         }
         self.stop_for_a_while();
         Ok(())
@@ -44,7 +46,7 @@ impl Job {
     pub fn resume(&self) -> Result<()> {
         Verb::Resume.check(self.id(), self.status())?;
         if !self.paused.get() {
-            return Err(refused("Can't resume a job that was not paused"));
+            return Err(Error::refused("Can't resume a job that was not paused"));
         }
         self.go_on();
         Ok(())
@@ -58,7 +60,7 @@ impl Job {
         Verb::Complete.check(self.id(), self.status())?;
         if self.cancelled.get() != Cancelled::No {
             let message = format!("The active block job '{}' cannot be completed", self.id());
-            return Err(refused(message));
+            return Err(Error::refused(message));
         }
         self.completing.set(true);
         self.changed.notify_all();
@@ -77,7 +79,7 @@ impl Job {
                 "The block job for device '{}' is currently paused",
                 self.id()
             );
-            return Err(refused(message));
+            return Err(Error::refused(message));
         }
         if self.deciding.get() {
             return Ok(());
@@ -103,7 +105,7 @@ impl Job {
         Verb::Change.check(self.id(), self.status())?;
         match self.work() {
             Some(work) => work.change_copy_mode(mode),
-            None => Err(refused("Job type does not support change")),
+            None => Err(Error::refused("Job type does not support change")),
         }
     }
 
@@ -144,8 +146,4 @@ impl Job {
             }
         }
     }
-}
-
-fn refused(message: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidArgument, message)
 }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{Context, Outcome, job};
 use crate::block::{Node, Role};
 use crate::blockdev::{chain_contains, find_either, find_in_chain, find_node};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::job::{Commit, ErrorPolicy, Job, Stream, check_unoccupied};
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::schema::Args;
@@ -37,7 +37,7 @@ fn stream_base(context: &Context, args: Args<'_>, device: &Rc<Node>) -> Result<O
     let bottom = args.str("bottom");
     let both = |one: &str, other: &str| {
         let text = format!("'{one}' and '{other}' cannot be specified at the same time");
-        Err(refused(text))
+        Err(Error::refused(text))
     };
     match (base, base_node, bottom) {
         (Some(_), Some(_), _) => both("base", "base-node"),
@@ -52,7 +52,7 @@ fn stream_base(context: &Context, args: Args<'_>, device: &Rc<Node>) -> Result<O
             if Rc::ptr_eq(&node, device) || !chain_contains(device, &node) {
                 let device = device.name();
                 let text = format!("Node '{name}' is not a backing image of '{device}'");
-                return Err(refused(text));
+                return Err(Error::refused(text));
             }
             Ok(Some(node))
         }
@@ -60,12 +60,12 @@ fn stream_base(context: &Context, args: Args<'_>, device: &Rc<Node>) -> Result<O
             let node = find_node(&context.graph, name)?;
             if node.driver().is_filter() {
                 let text = format!("Node '{name}' is a filter, use a non-filter node as 'bottom'");
-                return Err(refused(text));
+                return Err(Error::refused(text));
             }
             if !chain_contains(device, &node) {
                 let device = device.name();
                 let text = format!("Node '{name}' is not in a chain starting from '{device}'");
-                return Err(refused(text));
+                return Err(Error::refused(text));
             }
             Ok(node.backing())
         }
@@ -91,7 +91,7 @@ async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Re
         .iter()
         .any(|edge| edge.role() != Role::Root)
     {
-        return Err(refused("Need a root block node"));
+        return Err(Error::refused("Need a root block node"));
     }
     device.check_unoccupied()?;
     let top = commit_top(context, args, &device)?;
@@ -99,17 +99,17 @@ async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Re
     check_unoccupied(&top, Some(&base))?;
     base.check_unoccupied()?;
     if Rc::ptr_eq(&base, &top) {
-        return Err(refused("cannot commit an image into itself"));
+        return Err(Error::refused("cannot commit an image into itself"));
     }
     let is_active = Rc::ptr_eq(&top, &device);
     if is_active && args.str("backing-file").is_some() {
         let text = "'backing-file' specified, but 'top' is the active layer";
-        return Err(refused(text));
+        return Err(Error::refused(text));
     }
     let copy_mode = job::copy_mode(args);
     if !is_active && copy_mode.is_some() {
         let text = "'copy-mode' specified, but 'top' is not the active layer";
-        return Err(refused(text));
+        return Err(Error::refused(text));
     }
     let arguments = Commit {
         job: job::options(args),
@@ -131,18 +131,22 @@ async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Re
 
 fn commit_top(context: &Context, args: Args<'_>, device: &Rc<Node>) -> Result<Rc<Node>> {
     match (args.str("top"), args.str("top-node")) {
-        (Some(_), Some(_)) => Err(refused("'top-node' and 'top' are mutually exclusive")),
+        (Some(_), Some(_)) => Err(Error::refused(
+            "'top-node' and 'top' are mutually exclusive",
+        )),
         (None, None) => Ok(device.clone()),
         (_, Some(name)) => in_chain(context, device, name),
         (Some(file), _) if file == device.file_name() => Ok(device.clone()),
         (Some(file), _) => find_in_chain(device, file)
-            .ok_or_else(|| refused(format!("Top image file {file} not found"))),
+            .ok_or_else(|| Error::refused(format!("Top image file {file} not found"))),
     }
 }
 
 fn commit_base(context: &Context, args: Args<'_>, top: &Rc<Node>) -> Result<Rc<Node>> {
     match (args.str("base"), args.str("base-node")) {
-        (Some(_), Some(_)) => Err(refused("'base-node' and 'base' are mutually exclusive")),
+        (Some(_), Some(_)) => Err(Error::refused(
+            "'base-node' and 'base' are mutually exclusive",
+        )),
         (None, None) => Ok(bottom_of(top)),
         (_, Some(name)) => in_chain(context, top, name),
         (Some(file), _) => find_in_chain(top, file).ok_or_else(|| no_such_image(file)),
@@ -155,7 +159,7 @@ fn in_chain(context: &Context, top: &Rc<Node>, name: &str) -> Result<Rc<Node>> {
         return Ok(node);
     }
     let text = format!("'{name}' is not in this backing file chain");
-    Err(refused(text))
+    Err(Error::refused(text))
 }
 
 fn bottom_of(top: &Rc<Node>) -> Rc<Node> {
@@ -176,9 +180,5 @@ fn text(args: Args<'_>, name: &str) -> Option<String> {
 }
 
 fn no_such_image(file: &str) -> Error {
-    refused(format!("Can't find '{file}' in the backing chain"))
-}
-
-fn refused(text: impl Into<String>) -> Error {
-    Error::new(ErrorKind::InvalidArgument, text)
+    Error::refused(format!("Can't find '{file}' in the backing chain"))
 }
