@@ -13,8 +13,8 @@ use super::delivery::{deliver_discard, deliver_write, deliver_zeroes};
 use super::drain::Condition;
 use super::padding;
 use super::{
-    DetectZeroes, Extent, Forward, InFlight, Limits, Node, Permission, Permissions, Transfer,
-    TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+    DebugEvent, DetectZeroes, Extent, Forward, InFlight, Limits, Node, Permission, Permissions,
+    Transfer, TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 
 /// What an edge is for.
@@ -318,6 +318,11 @@ impl Child {
             "{node:?} answers block status {extent:?} for {range}"
         );
         Ok(extent)
+    }
+
+    /// Tells the node below what its user is about to do there.
+    pub fn debug_event(&self, event: DebugEvent) {
+        self.node.borrow().driver().debug_event(event);
     }
 
     /// Sets the size of the node below in bytes.

@@ -12,7 +12,7 @@ use crate::buffer::{FileSlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
-use super::{Child, Extent, Limits, Permissions, RangeGuard, Role};
+use super::{Child, DebugEvent, Extent, Limits, Permissions, RangeGuard, Role};
 
 /// The future of a request to a driver. A dropped future does not stop I/O that has begun.
 pub type IoFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
@@ -198,6 +198,11 @@ pub trait Driver: Any {
     /// it. Calls nest.
     fn set_hurried(&self, hurried: bool) {
         let _ = hurried;
+    }
+
+    /// Whoever has this node as its file is about to do something there.
+    fn debug_event(&self, event: DebugEvent) {
+        let _ = event;
     }
 
     /// Nobody above writes any more: the last who did goes or turns read-only. The node still may.

@@ -11,6 +11,7 @@
 //! - An edge never has permissions that another edge to the same node does not share.
 
 mod child;
+mod debug_event;
 mod delivery;
 mod dirty_bitmap;
 mod drain;
@@ -30,6 +31,7 @@ mod status;
 mod tests;
 
 pub use child::{Child, Parent, Passage, Role};
+pub use debug_event::{DEBUG_EVENTS, DebugEvent};
 pub use dirty_bitmap::DirtyBitmap;
 pub use drain::DrainedSection;
 pub use driver::{

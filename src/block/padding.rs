@@ -6,7 +6,7 @@ use crate::buffer::{MEMORY_ALIGNMENT, MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::{ByteRange, align_down};
 
-use super::{Limits, LockMode, Node, RangeGuard, WriteFlags};
+use super::{DebugEvent, Limits, LockMode, Node, RangeGuard, WriteFlags};
 
 /// Reads through the node's driver within its limits.
 pub(super) async fn read(
@@ -93,9 +93,19 @@ async fn write_padded(
     let outer = range.align_outward(alignment);
     let _held = hold(node, outer, LockMode::Exclusive).await;
     let bounce = MemorySlice::zeroed(outer.length() as usize);
+    let (head, tail) = (range.start() > outer.start(), range.end() < outer.end());
+    let tell = |unaligned: bool, event| {
+        if unaligned {
+            node.driver().debug_event(event);
+        }
+    };
+    tell(head, DebugEvent::PwritevRmwHead);
+    tell(tail, DebugEvent::PwritevRmwTail);
     node.driver()
         .read(outer.start(), bounce.clone().into())
         .await?;
+    tell(head, DebugEvent::PwritevRmwAfterHead);
+    tell(tail, DebugEvent::PwritevRmwAfterTail);
     let skip = (offset - outer.start()) as usize;
     payload.copy_out(0, &bounce.slice(skip, payload.length()))?;
     node.driver()

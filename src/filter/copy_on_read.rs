@@ -12,9 +12,9 @@ use std::any::Any;
 use std::rc::Rc;
 
 use crate::block::{
-    Child, Driver, Extent, Forward, IoFuture, Limits, LockMode, Node, Permission, Permissions,
-    RangeGuard, RangeLock, Role, Transfer, TransferGuard, TransferKind, TruncateOptions,
-    WriteFlags, ZeroFlags, status_above,
+    Child, DebugEvent, Driver, Extent, Forward, IoFuture, Limits, LockMode, Node, Permission,
+    Permissions, RangeGuard, RangeLock, Role, Transfer, TransferGuard, TransferKind,
+    TruncateOptions, WriteFlags, ZeroFlags, status_above,
 };
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
@@ -135,6 +135,7 @@ impl CopyOnRead {
         let bytes = MemorySlice::zeroed(range.length() as usize);
         let file = &self.file;
         file.read(range.start(), bytes.clone().into()).await?;
+        file.debug_event(DebugEvent::CorWrite);
         if bytes.is_zero() {
             return file.write_zeroes(range, ZeroFlags::empty()).await;
         }

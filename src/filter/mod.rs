@@ -58,7 +58,7 @@ mod throttle;
 
 use crate::block::{Child, Limits};
 
-pub use blkdebug::{Blkdebug, BlkdebugOptions, InjectError, IoTypes, RequestEvent, SetState};
+pub use blkdebug::{Blkdebug, BlkdebugOptions, InjectError, IoTypes, SetState};
 pub use commit_top::CommitTop;
 pub use copy_on_read::{CopyOnRead, GuestReads};
 pub use mirror_top::{CopyMode, DirtySink, MirrorTop};

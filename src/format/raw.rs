@@ -7,8 +7,8 @@ use std::rc::Rc;
 use nix::errno::Errno;
 
 use crate::block::{
-    Child, Driver, Extent, ExtentKind, Forward, IoFuture, Limits, Permission, Permissions, Role,
-    Transfer, TruncateOptions, WriteFlags, ZeroFlags,
+    Child, DebugEvent, Driver, Extent, ExtentKind, Forward, IoFuture, Limits, Permission,
+    Permissions, Role, Transfer, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 use crate::buffer::Payload;
 use crate::error::{Error, ErrorKind, Result};
@@ -149,12 +149,14 @@ impl Driver for Raw {
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         let offset = self.options.get().offset + offset;
         let file = self.file();
+        file.debug_event(DebugEvent::ReadAio);
         Box::pin(async move { file.read(offset, payload).await })
     }
 
     fn write(&self, offset: u64, payload: Payload, flags: WriteFlags) -> IoFuture<'_, ()> {
         let offset = self.options.get().offset + offset;
         let file = self.file();
+        file.debug_event(DebugEvent::WriteAio);
         Box::pin(async move { file.write(offset, payload, flags).await })
     }
 
@@ -206,8 +208,13 @@ impl Driver for Raw {
     }
 
     fn forward(&self, transfer: &Transfer) -> Option<Forward> {
+        let child = self.file();
+        child.debug_event(match transfer.kind {
+            TransferKind::Read => DebugEvent::ReadAio,
+            TransferKind::Write(_) => DebugEvent::WriteAio,
+        });
         Some(Forward {
-            child: self.file(),
+            child,
             offset: self.options.get().offset + transfer.offset,
             guard: None,
         })

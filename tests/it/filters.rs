@@ -433,8 +433,8 @@ fn injected_errors_reach_the_client() {
     std::fs::write(directory.path().join("rules"), rules).expect("written");
     execute(
         "blockdev-add",
-        json!({"driver": "blkdebug", "node-name": "b", "config": "rules",
-                                   "image": file("raw.img")}),
+        json!({"driver": "raw", "node-name": "b", "file": {
+            "driver": "blkdebug", "config": "rules", "image": file("raw.img")}}),
     );
     let server = json!({"addr": {"type": "unix", "data": {"path": "n.sock"}}});
     execute("nbd-server-start", server);

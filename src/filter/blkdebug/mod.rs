@@ -1,7 +1,7 @@
 //! `blkdebug`: errors on demand, and a child that takes only some requests.
 //!
-//! Events are those of a request's way through this node ([`RequestEvent`]); what a format does inside
-//! is not seen here.
+//! Events are what the node above tells of its work ([`Driver::debug_event`]), and writes and flushes of this
+//! node itself.
 
 mod rules;
 
@@ -11,8 +11,8 @@ use std::rc::Rc;
 use nix::errno::Errno;
 
 use crate::block::{
-    Child, Driver, Extent, Forward, IoFuture, Limits, Permission, Permissions, Role, Transfer,
-    TruncateOptions, WriteFlags, ZeroFlags,
+    Child, DebugEvent, Driver, Extent, Forward, IoFuture, Limits, Permission, Permissions, Role,
+    Transfer, TruncateOptions, WriteFlags, ZeroFlags,
 };
 use crate::buffer::Payload;
 use crate::error::{Error, ErrorKind, Result};
@@ -22,7 +22,7 @@ use crate::runtime::Handle;
 use super::passed_limits;
 use rules::Rules;
 
-pub use rules::{InjectError, IoTypes, RequestEvent, SetState};
+pub use rules::{InjectError, IoTypes, SetState};
 
 /// What a node is opened with. Sizes in bytes; 0 is as the child has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -160,7 +160,6 @@ impl Driver for Blkdebug {
     fn read(&self, offset: u64, payload: Payload) -> IoFuture<'_, ()> {
         let range = ByteRange::between(offset, offset + payload.length() as u64);
         Box::pin(async move {
-            self.rules.happens(RequestEvent::ReadAio);
             self.check(IoTypes::READ, Some(range)).await?;
             self.image.read(offset, payload).await
         })
@@ -169,21 +168,20 @@ impl Driver for Blkdebug {
     fn write(&self, offset: u64, payload: Payload, flags: WriteFlags) -> IoFuture<'_, ()> {
         let range = ByteRange::between(offset, offset + payload.length() as u64);
         Box::pin(async move {
-            self.rules.happens(RequestEvent::WriteAio);
-            self.rules.happens(RequestEvent::Pwritev);
+            self.rules.happens(DebugEvent::Pwritev);
             self.check(IoTypes::WRITE, Some(range)).await?;
             self.image.write(offset, payload, flags).await?;
-            self.rules.happens(RequestEvent::PwritevDone);
+            self.rules.happens(DebugEvent::PwritevDone);
             Ok(())
         })
     }
 
     fn write_zeroes(&self, range: ByteRange, flags: ZeroFlags) -> IoFuture<'_, ()> {
         Box::pin(async move {
-            self.rules.happens(RequestEvent::PwritevZero);
+            self.rules.happens(DebugEvent::PwritevZero);
             self.check(IoTypes::WRITE_ZEROES, Some(range)).await?;
             self.zero(range, flags).await?;
-            self.rules.happens(RequestEvent::PwritevDone);
+            self.rules.happens(DebugEvent::PwritevDone);
             Ok(())
         })
     }
@@ -203,8 +201,8 @@ impl Driver for Blkdebug {
 
     fn flush(&self) -> IoFuture<'_, ()> {
         Box::pin(async move {
-            self.rules.happens(RequestEvent::FlushToOs);
-            self.rules.happens(RequestEvent::FlushToDisk);
+            self.rules.happens(DebugEvent::FlushToOs);
+            self.rules.happens(DebugEvent::FlushToDisk);
             self.check(IoTypes::FLUSH, None).await?;
             self.image.flush().await
         })
@@ -225,6 +223,10 @@ impl Driver for Blkdebug {
             offset: transfer.offset,
             guard: None,
         })
+    }
+
+    fn debug_event(&self, event: DebugEvent) {
+        self.rules.happens(event);
     }
 
     fn child_permissions(&self, role: Role, users: Permissions, _writable: bool) -> Permissions {

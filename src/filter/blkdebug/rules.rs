@@ -6,31 +6,11 @@ use std::rc::Rc;
 use bitflags::bitflags;
 use nix::errno::Errno;
 
+use crate::block::DebugEvent;
 use crate::range::ByteRange;
 
 /// Bytes in a sector of a rule.
 const SECTOR: u64 = 512;
-
-/// What happens on the way of a request, and when the node is opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RequestEvent {
-    /// The node is opened.
-    None,
-    /// A read comes.
-    ReadAio,
-    /// A write comes.
-    WriteAio,
-    /// A write of data is passed on.
-    Pwritev,
-    /// Zeroes are passed on.
-    PwritevZero,
-    /// A write, of data or zeroes, was carried out.
-    PwritevDone,
-    /// A flush comes.
-    FlushToOs,
-    /// A flush is passed on.
-    FlushToDisk,
-}
 
 bitflags! {
     /// Kinds of requests that an error is for.
@@ -62,7 +42,7 @@ impl Default for IoTypes {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InjectError {
     /// It is armed when this happens, instead of those that were before.
-    pub event: RequestEvent,
+    pub event: DebugEvent,
     /// Only in this state; 0: in any.
     pub state: i64,
     /// The requests that meet it.
@@ -81,7 +61,7 @@ pub struct InjectError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetState {
     /// When it is changed.
-    pub event: RequestEvent,
+    pub event: DebugEvent,
     /// Only from this state; 0: from any.
     pub state: i64,
     /// The state then.
@@ -105,7 +85,7 @@ impl Rules {
             state: Cell::new(1),
             armed: RefCell::default(),
         };
-        rules.happens(RequestEvent::None);
+        rules.happens(DebugEvent::None);
         rules
     }
 
@@ -115,7 +95,7 @@ impl Rules {
     }
 
     /// All rules for the event see the state that was before it.
-    pub(super) fn happens(&self, event: RequestEvent) {
+    pub(super) fn happens(&self, event: DebugEvent) {
         let state = self.state.get();
         let holds = |wanted: i64| wanted == 0 || wanted == state;
         let errors = self.errors.borrow();
@@ -162,7 +142,7 @@ impl Rules {
 mod tests {
     use super::*;
 
-    fn error(event: RequestEvent) -> InjectError {
+    fn error(event: DebugEvent) -> InjectError {
         InjectError {
             event,
             state: 0,
@@ -180,7 +160,7 @@ mod tests {
 
     #[test]
     fn an_error_without_event_is_armed_from_the_start() {
-        let rules = Rules::new(&[error(RequestEvent::None)], &[]);
+        let rules = Rules::new(&[error(DebugEvent::None)], &[]);
         let met = rules.meet(IoTypes::READ, range(0, 1));
         assert_eq!(met, Some((Errno::EIO, true)));
         assert_eq!(rules.meet(IoTypes::BLOCK_STATUS, range(0, 1)), None);
@@ -192,15 +172,15 @@ mod tests {
         let once = InjectError {
             once: true,
             sector: Some(2),
-            ..error(RequestEvent::WriteAio)
+            ..error(DebugEvent::WriteAio)
         };
         let rules = Rules::new(&[once], &[]);
         assert_eq!(rules.meet(IoTypes::WRITE, range(1024, 1536)), None);
-        rules.happens(RequestEvent::WriteAio);
+        rules.happens(DebugEvent::WriteAio);
         assert_eq!(rules.meet(IoTypes::WRITE, range(0, 1024)), None);
         assert_eq!(rules.meet(IoTypes::FLUSH, None), None);
         assert!(rules.meet(IoTypes::WRITE, range(512, 2048)).is_some());
-        rules.happens(RequestEvent::WriteAio);
+        rules.happens(DebugEvent::WriteAio);
         assert_eq!(rules.meet(IoTypes::WRITE, range(512, 2048)), None);
         assert!(rules.are_none());
     }
@@ -208,18 +188,18 @@ mod tests {
     #[test]
     fn states_lead_to_errors() {
         let change = |state, new_state| SetState {
-            event: RequestEvent::ReadAio,
+            event: DebugEvent::ReadAio,
             state,
             new_state,
         };
         let in_state_3 = InjectError {
             state: 3,
-            ..error(RequestEvent::ReadAio)
+            ..error(DebugEvent::ReadAio)
         };
         let rules = Rules::new(&[in_state_3], &[change(1, 2), change(2, 3)]);
         let mut met = Vec::new();
         for _ in 0..3 {
-            rules.happens(RequestEvent::ReadAio);
+            rules.happens(DebugEvent::ReadAio);
             met.push(rules.meet(IoTypes::READ, range(0, 1)).is_some());
         }
         assert_eq!(met, [false, false, true]);

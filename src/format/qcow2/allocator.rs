@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use crate::block::DebugEvent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
@@ -45,6 +46,7 @@ impl Qcow2 {
     pub(super) async fn allocate(&self, most: u64) -> Result<Allocation> {
         let _turn = self.allocator.turn.take().await;
         self.reclaim().await;
+        self.tell(DebugEvent::ClusterAlloc);
         let first = self
             .find_free(HostCluster(self.allocator.first_free.get()))
             .await?;
@@ -58,6 +60,7 @@ impl Qcow2 {
     pub(super) async fn allocate_contiguous(&self, count: u64) -> Result<Allocation> {
         let _turn = self.allocator.turn.take().await;
         self.reclaim().await;
+        self.tell(DebugEvent::ClusterAlloc);
         if count + 1 >= self.geometry.refcount_block_entries() {
             return self.allocate_region(count).await;
         }
@@ -105,6 +108,7 @@ impl Qcow2 {
     async fn reclaim_one(&self, freed: &Freed, discards: &mut Discards) -> Result<()> {
         let clusters = freed.range.align_outward(self.geometry.cluster_size());
         let mut offset = clusters.start();
+        self.tell(DebugEvent::ClusterFree);
         while offset < clusters.end() {
             let cluster = self.geometry.host_cluster(HostOffset(offset));
             let next = offset + self.geometry.cluster_size();

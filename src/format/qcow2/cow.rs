@@ -3,7 +3,7 @@
 //! Nothing is read that the payload covers, and nothing is written that already reads as it should:
 //! clusters past the old end of the file are zero.
 
-use crate::block::{WriteFlags, ZeroFlags};
+use crate::block::{DebugEvent, WriteFlags, ZeroFlags};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
@@ -93,6 +93,7 @@ impl Qcow2 {
     async fn write_payload(&self, fill: &Fill) -> Result<()> {
         let offset = fill.host_of(fill.written.start());
         let payload = fill.payload.clone();
+        self.tell(DebugEvent::WriteAio);
         self.file()
             .write(offset, payload, WriteFlags::empty())
             .await
@@ -102,6 +103,7 @@ impl Qcow2 {
     async fn fill_merged(&self, fill: &Fill, zero: bool) -> Result<()> {
         let buffer = MemorySlice::zeroed(fill.outer.length() as usize);
         if !zero {
+            self.tell(DebugEvent::CowRead);
             self.read_around(fill, &buffer).await?;
         }
         let at = (fill.written.start() - fill.outer.start()) as usize;
@@ -118,6 +120,8 @@ impl Qcow2 {
         };
         let offset = fill.host.plus(from as u64).0;
         let payload = Payload::from(buffer.slice(from, to - from));
+        self.tell(DebugEvent::CowWrite);
+        self.tell(DebugEvent::WriteAio);
         self.file()
             .write(offset, payload, WriteFlags::empty())
             .await
@@ -176,12 +180,16 @@ impl Qcow2 {
         let mut buffer = None;
         if !zero {
             let bytes = MemorySlice::zeroed(edge.length() as usize);
+            self.tell(DebugEvent::CowRead);
             self.read_source(fill, edge, bytes.clone()).await?;
             is_zero = bytes.is_zero();
             buffer = Some(bytes);
         }
+        if is_zero && fill.is_zero {
+            return Ok(());
+        }
+        self.tell(DebugEvent::CowWrite);
         match buffer {
-            _ if is_zero && fill.is_zero => Ok(()),
             Some(bytes) if !is_zero => {
                 let empty = WriteFlags::empty();
                 self.file().write(start, bytes.into(), empty).await

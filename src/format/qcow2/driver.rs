@@ -4,8 +4,8 @@ use std::any::Any;
 use std::rc::Rc;
 
 use crate::block::{
-    Child, Driver, Extent, Forward, IoFuture, Limits, Permissions, Role, Transfer, TransferGuard,
-    TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+    Child, DebugEvent, Driver, Extent, Forward, IoFuture, Limits, Permissions, Role, Transfer,
+    TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 use crate::buffer::Payload;
 use crate::error::Result;
@@ -88,6 +88,11 @@ impl Driver for Qcow2 {
             Purpose::Write if is_whole && run.is_in_place() => self.read_target(&run)?,
             _ => return None,
         };
+        self.tell(match (purpose, run.mapping) {
+            (Purpose::Write, _) => DebugEvent::WriteAio,
+            (_, Mapping::Unallocated) => DebugEvent::ReadBackingAio,
+            _ => DebugEvent::ReadAio,
+        });
         let guard = matches!(run.mapping, Mapping::Data(_))
             .then(|| TransferGuard::Counted(self.epochs.enter()));
         Some(Forward {

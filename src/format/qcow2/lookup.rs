@@ -1,6 +1,6 @@
 //! From guest offsets to what the image has for them.
 
-use crate::block::InFlight;
+use crate::block::{DebugEvent, InFlight};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
@@ -201,6 +201,7 @@ impl Qcow2 {
             return Err(self.report_corruption(error).await);
         }
         let _in_flight = self.epochs.enter();
+        self.tell(DebugEvent::L2Load);
         let bytes = self.read_metadata(offset, self.l2.slice_size()).await?;
         let suspect = bytes.chunks_exact(8).enumerate().any(|(index, entry)| {
             let cluster = GuestCluster(cluster.0 + index as u64);

@@ -51,7 +51,7 @@ mod zero;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::block::{Child, Graph, RangeLock};
+use crate::block::{Child, DebugEvent, Graph, RangeLock};
 
 use allocator::Allocator;
 use corruption::Health;
@@ -106,6 +106,11 @@ pub struct Qcow2 {
 impl Qcow2 {
     fn file(&self) -> Rc<Child> {
         self.file.borrow().clone()
+    }
+
+    /// Tells the node of the file what comes next.
+    fn tell(&self, event: DebugEvent) {
+        self.file.borrow().debug_event(event);
     }
 
     /// Whether freed clusters are discarded in the file (`pass-discard-request`), from now on.

@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::block::{Child, Graph, RangeLock};
+use crate::block::{Child, DebugEvent, Graph, RangeLock};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::align_up;
@@ -218,6 +218,7 @@ async fn read_tables(file: &Rc<Child>, header: &Header) -> Result<(Table, Table)
     .await?;
     let bytes = u64::from(header.refcount_table_clusters) * header.geometry.cluster_size();
     let offset = header.refcount_table_offset.0;
+    file.debug_event(DebugEvent::ReftableLoad);
     let refcounts = read(file, offset, bytes, "Could not read reference count table").await?;
     Ok((Table::parse(&l1), Table::parse(&refcounts)))
 }

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::InFlight;
+use crate::block::{DebugEvent, InFlight};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
@@ -68,7 +68,10 @@ impl Qcow2 {
         let _guard = guard;
         let inside = self.geometry.in_cluster(run.range.start());
         match run.mapping {
-            Mapping::Data(host) => self.file().read(host.plus(inside).0, payload).await,
+            Mapping::Data(host) => {
+                self.tell(DebugEvent::ReadAio);
+                self.file().read(host.plus(inside).0, payload).await
+            }
             Mapping::Zero | Mapping::ZeroAllocated(_) => payload.fill_zero(),
             Mapping::Unallocated => self.read_backing(run.range, payload).await,
             Mapping::Compressed(extent) => {
@@ -90,6 +93,7 @@ impl Qcow2 {
         match backing {
             Some(backing) if inside > 0 => {
                 let payload = payload.slice(0, inside as usize);
+                self.tell(DebugEvent::ReadBackingAio);
                 backing.read(range.start(), payload).await
             }
             _ => Ok(()),
@@ -102,6 +106,7 @@ impl Qcow2 {
             return Ok(cluster);
         }
         let length = extent.length as usize;
+        self.tell(DebugEvent::ReadCompressed);
         let data = self.read_metadata(extent.offset, length).await?;
         let mut bytes = vec![0; self.geometry.cluster_size() as usize];
         let kind = self.header.borrow().compression;

@@ -4,7 +4,7 @@
 //! grow, the new table and the blocks for it lie in a region that the old table does not cover, and
 //! the header names the new table only when all of that is durable.
 
-use crate::block::{WriteFlags, ZeroFlags};
+use crate::block::{DebugEvent, WriteFlags, ZeroFlags};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
@@ -36,9 +36,11 @@ impl Qcow2 {
             self.grow_refcount_table().await?;
             return Ok(cluster);
         }
+        self.tell(DebugEvent::RefblockAlloc);
         self.check_not_metadata(cluster, 1).await?;
         self.allocator.touch(cluster, 1);
         let offset = self.geometry.host_offset(cluster);
+        self.tell(DebugEvent::RefblockAllocWrite);
         self.zero_cluster(offset).await?;
         self.refcount_table.borrow_mut().set(index, offset.0);
         self.metadata.borrow_mut().insert(cluster, 1);
@@ -116,6 +118,7 @@ impl Qcow2 {
                 layout::set_refcount(&mut bytes, index as usize, order, 1);
             }
             let offset = self.geometry.host_offset(region.first.plus(block));
+            self.tell(DebugEvent::RefblockAllocWriteBlocks);
             self.write_metadata(offset, &bytes).await?;
         }
         Ok(())
@@ -131,6 +134,7 @@ impl Qcow2 {
 
     /// Under the allocation lock: the table gets half as long again, at least.
     async fn grow_refcount_table(&self) -> Result<()> {
+        self.tell(DebugEvent::ReftableGrow);
         self.write_back(true).await?;
         let entries_before = self.refcount_table.borrow().length() as u64;
         let cluster_size = self.geometry.cluster_size();
@@ -150,10 +154,12 @@ impl Qcow2 {
         let blocks = (0..region.blocks).map(|block| region.first.plus(block));
         entries.extend(blocks.map(|block| self.geometry.host_offset(block).0));
         entries.resize((region.space * cluster_size / 8) as usize, 0);
+        self.tell(DebugEvent::RefblockAllocWriteTable);
         self.write_metadata(offset, &table::serialise(&entries))
             .await?;
         self.barrier().await?;
         let before = self.header.borrow().refcount_table_offset;
+        self.tell(DebugEvent::RefblockAllocSwitchTable);
         self.update_header(|header| {
             header.refcount_table_offset = offset;
             header.refcount_table_clusters = region.space as u32;

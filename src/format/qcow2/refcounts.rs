@@ -1,5 +1,6 @@
 //! Refcounts of host clusters, through the cache of refcount block slices.
 
+use crate::block::DebugEvent;
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 
@@ -53,6 +54,7 @@ impl Qcow2 {
                 return Ok(false);
             };
             let length = self.refcounts.slice_size();
+            self.tell(DebugEvent::RefblockLoad);
             let bytes = self.read_metadata(offset, length).await?;
             self.refcounts.insert(key, bytes.into(), false, false);
         }

@@ -1,5 +1,6 @@
 //! Another size of the virtual disk.
 
+use crate::block::DebugEvent;
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::{ByteRange, align_down, align_up};
 
@@ -80,12 +81,14 @@ impl Qcow2 {
         self.write_back(true).await?;
         let bytes = entries * 8;
         let clusters = self.geometry.clusters_for(bytes).0;
+        self.tell(DebugEvent::L1GrowAllocTable);
         let allocation = self.allocate_contiguous(clusters).await?;
         let offset = self.geometry.host_offset(allocation.first);
         let mut longer = self.l1.borrow().entries().to_vec();
         longer.resize(entries as usize, 0);
         let mut on_disk = table::serialise(&longer);
         on_disk.resize((clusters * self.geometry.cluster_size()) as usize, 0);
+        self.tell(DebugEvent::L1GrowWriteTable);
         let mut result = self.write_metadata(offset, &on_disk).await;
         if result.is_ok() {
             // The refcounts of the new table, and the table.
@@ -99,6 +102,7 @@ impl Qcow2 {
             let header = self.header.borrow();
             (header.l1_offset, u64::from(header.l1_entries) * 8)
         };
+        self.tell(DebugEvent::L1GrowActivateTable);
         self.update_header(|header| {
             header.l1_offset = offset;
             header.l1_entries = entries as u32;

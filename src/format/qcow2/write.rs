@@ -4,7 +4,7 @@
 //! what they held before; a failed write changes no mapping. Writers that need a new cluster for the
 //! same guest cluster take turns: the next one finds it mapped, and writes in place.
 
-use crate::block::{InFlight, LockMode, WriteFlags};
+use crate::block::{DebugEvent, InFlight, LockMode, WriteFlags};
 use crate::buffer::Payload;
 use crate::error::Result;
 use crate::range::ByteRange;
@@ -80,6 +80,7 @@ impl Qcow2 {
         };
         let offset = host.plus(self.geometry.in_cluster(run.range.start()));
         let empty = WriteFlags::empty();
+        self.tell(DebugEvent::WriteAio);
         self.file().write(offset.0, payload, empty).await
     }
 
@@ -229,7 +230,10 @@ impl Qcow2 {
         let allocation = self.allocate(1).await?;
         let offset = self.geometry.host_offset(allocation.first);
         let result = match before {
-            None => self.zero_cluster(offset).await,
+            None => {
+                self.tell(DebugEvent::L2AllocWrite);
+                self.zero_cluster(offset).await
+            }
             Some(shared) => self.copy_cluster(shared, offset).await,
         };
         if let Err(error) = result {
@@ -254,7 +258,9 @@ impl Qcow2 {
     /// The table has no dirty slices: one that is not owned is never changed.
     async fn copy_cluster(&self, from: HostOffset, to: HostOffset) -> Result<()> {
         let length = self.geometry.cluster_size() as usize;
+        self.tell(DebugEvent::L2AllocCowRead);
         let bytes = self.read_metadata(from, length).await?;
+        self.tell(DebugEvent::L2AllocWrite);
         self.write_metadata(to, &bytes).await
     }
 }

@@ -7,9 +7,9 @@
 //! 4. L2 and L1 tables as they were when the write-back began.
 //! 5. For a flush: barrier; what lost its mapping before the write-back began may become free.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 
-use crate::block::WriteFlags;
+use crate::block::{DebugEvent, WriteFlags};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::{Error, Result};
 
@@ -148,7 +148,10 @@ impl Qcow2 {
         let blocks = slices.iter().map(|(key, bytes)| {
             Box::pin(async move {
                 let result = match self.refcount_slice_offset(*key) {
-                    Some(offset) => self.write_slice(offset, bytes).await,
+                    Some(offset) => {
+                        let event = DebugEvent::RefblockUpdatePart;
+                        self.write_slice(event, offset, bytes).await
+                    }
                     None => unreachable!("a refcount slice without a block"),
                 };
                 self.refcounts.written(*key, result.is_ok());
@@ -160,8 +163,8 @@ impl Qcow2 {
             result = self.barrier().await;
         }
         let start = self.header.borrow().refcount_table_offset;
-        self.write_table(&self.refcount_table, start, &groups, result)
-            .await?;
+        let part = (&self.refcount_table, start, DebugEvent::ReftableUpdate);
+        self.write_table(part, &groups, result).await?;
         Ok(wrote)
     }
 
@@ -172,7 +175,10 @@ impl Qcow2 {
             let slices = snapshot.l2.iter().map(|(key, bytes)| {
                 Box::pin(async move {
                     let result = match self.l2_slice_offset(*key) {
-                        Some(offset) => self.write_slice(offset, bytes).await,
+                        Some(offset) => {
+                            let event = DebugEvent::L2Update;
+                            self.write_slice(event, offset, bytes).await
+                        }
                         None => Ok(()),
                     };
                     self.l2.written(*key, result.is_ok());
@@ -186,15 +192,14 @@ impl Qcow2 {
             }
         }
         let start = self.header.borrow().l1_offset;
-        self.write_table(&self.l1, start, &snapshot.l1, result)
-            .await
+        let part = (&self.l1, start, DebugEvent::L1Update);
+        self.write_table(part, &snapshot.l1, result).await
     }
 
     /// Writes groups of a table, if all went well before; else they are dirty again.
     async fn write_table(
         &self,
-        table: &std::cell::RefCell<Table>,
-        start: HostOffset,
+        (table, start, event): (&RefCell<Table>, HostOffset, DebugEvent),
         groups: &[(usize, MemorySlice)],
         before: Result<()>,
     ) -> Result<()> {
@@ -202,7 +207,7 @@ impl Qcow2 {
         for (group, bytes) in groups {
             if result.is_ok() {
                 let offset = start.plus(Table::group_offset(*group));
-                result = self.write_slice(offset, bytes).await;
+                result = self.write_slice(event, offset, bytes).await;
             }
             if result.is_err() {
                 table.borrow_mut().put_back(*group);
@@ -211,7 +216,13 @@ impl Qcow2 {
         result
     }
 
-    async fn write_slice(&self, offset: HostOffset, bytes: &MemorySlice) -> Result<()> {
+    async fn write_slice(
+        &self,
+        event: DebugEvent,
+        offset: HostOffset,
+        bytes: &MemorySlice,
+    ) -> Result<()> {
+        self.tell(event);
         let payload = Payload::from(bytes.clone());
         self.file()
             .write(offset.0, payload, WriteFlags::empty())
