@@ -64,6 +64,15 @@ pub trait Export: Any {
     /// Whether somebody outside uses it now, so that only a hard removal is allowed.
     fn is_in_use(&self) -> bool;
 
+    /// The node may have another size: tell whoever is served. Clients of NBD learn it with their next connection.
+    ///
+    /// # Errors
+    ///
+    /// The users cannot be told; they keep the size that they know, and are not told of it again.
+    fn update_size(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
     /// Stop serving: no new requests, users disconnected; done when every request in flight is answered. Called once.
     fn close(&self) -> LocalFuture<'_, ()>;
 
@@ -281,6 +290,24 @@ impl Exports {
                 self.start_closing(entry).await;
             }
         }
+    }
+
+    /// Nodes have changed: tell the users of each export whose size is another now.
+    ///
+    /// # Errors
+    ///
+    /// The first that could not be told; all others are told, and what failed is logged.
+    pub async fn update_sizes(&self) -> Result<()> {
+        let mut result = Ok(());
+        for ExportStatus { export, .. } in self.list() {
+            let told = export.update_size().await;
+            if let Err(error) = &told {
+                let (export, size) = (export.id(), export.root().node().size());
+                tracing::warn!(export, size, %error, "users keep the size that they know");
+            }
+            result = result.and(told);
+        }
+        result
     }
 
     fn entry(&self, id: &str) -> Option<Rc<Entry>> {

@@ -125,3 +125,10 @@ pub enum JobEvent {
         action: ErrorAction,
     },
 }
+
+impl JobEvent {
+    /// The job is over: what it has done to the graph is done.
+    pub fn is_end(&self) -> bool {
+        matches!(self, JobEvent::StatusChange { status, .. } if *status == Status::Concluded)
+    }
+}

@@ -1,5 +1,6 @@
 //! Jobs as clients of the control socket meet them, beyond what was recorded from QEMU.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
 
@@ -251,4 +252,55 @@ fn an_overlay_comes_to_a_layer_that_is_streamed() {
             qemu_io(&daemon, &url, &["-f", "raw", "-r"], &format!("read {read}"));
         }
     }
+}
+
+/// A base that is longer than its overlay took the overlay's place, and clients of the export went on to be told
+/// the old size.
+#[test]
+fn a_client_learns_the_size_that_a_pivot_brings() {
+    let daemon = Daemon::start(&["--nbd-server", "addr.type=unix,addr.path=nbd.sock"]);
+    let create = |arguments: &[&str]| {
+        let mut command = Command::new("qemu-img");
+        command
+            .current_dir(daemon.directory.path())
+            .args(["create", "-q", "-f", "qcow2"])
+            .args(arguments);
+        assert!(command.output().expect("qemu-img starts").status.success());
+    };
+    create(&["a.qcow2", "8M"]);
+    create(&["-b", "a.qcow2", "-F", "qcow2", "c.qcow2", "4M"]);
+    qemu_io(&daemon, "a.qcow2", &["-f", "qcow2"], "write -P 1 0 8M");
+    qemu_io(&daemon, "c.qcow2", &["-f", "qcow2"], "write -P 2 1M 1M");
+    let mut client = daemon.client();
+    client.execute("blockdev-add", qcow2(&daemon, "a", "a", Value::Null));
+    client.execute("blockdev-add", qcow2(&daemon, "c", "c", json!("a")));
+    client.execute("block-export-add", export("e0", "c", true));
+    let size = || {
+        let output = Command::new("qemu-img")
+            .current_dir(daemon.directory.path())
+            .args(["info", "--output", "json", "nbd+unix:///e0?socket=nbd.sock"])
+            .output()
+            .expect("qemu-img starts");
+        let info: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        info["virtual-size"].as_u64()
+    };
+    assert_eq!(size(), Some(4 << 20));
+    client.execute("block-commit", json!({"device": "c", "job-id": "j"}));
+    let state = |client: &mut Client<UnixStream>| client.execute("query-jobs", json!({}));
+    poll(|| (state(&mut client)[0]["status"] == "ready").then_some(()));
+    client.execute("job-complete", json!({"id": "j"}));
+    poll(|| (state(&mut client) == json!([])).then_some(()));
+    assert_eq!(size(), Some(8 << 20));
+    for read in ["-P 1 0 1M", "-P 2 1M 1M", "-P 1 2M 6M"] {
+        let url = "nbd+unix:///e0?socket=nbd.sock";
+        qemu_io(&daemon, url, &["-f", "raw", "-r"], &format!("read {read}"));
+    }
+    client.execute("blockdev-del", json!({"node-name": "c"}));
+    let longer = json!({"node-name": "a", "size": 12 << 20});
+    let refused = client.call("block_resize", longer.clone());
+    assert!(error(&refused).starts_with("Permission conflict on node 'a'"));
+    client.execute("block-export-del", json!({"id": "e0"}));
+    client.execute("block_resize", longer);
+    client.execute("block-export-add", export("e0", "a", true));
+    assert_eq!(size(), Some(12 << 20));
 }

@@ -64,7 +64,7 @@ impl Plan<'_> {
         let limits = root.node().driver().limits();
         let logical_block_size =
             parameters::logical_block_size(self.options.logical_block_size, &limits)?;
-        check_size(&root, logical_block_size)?;
+        let sectors = check_size(&root, logical_block_size)?;
         let device = self
             .add(&control, slots.is_some(), limits.max_transfer)
             .await?;
@@ -82,6 +82,7 @@ impl Plan<'_> {
             life: Rc::default(),
             live: Cell::new(false),
             closing: Cell::new(false),
+            sectors_told: Cell::new(sectors),
             service: RefCell::new(None),
         });
         match self.bring_up(&export, slots.filter(|_| zero_copy)).await {
@@ -267,8 +268,8 @@ async fn unless<T>(first: impl Future<Output = T>, second: impl Future<Output = 
     .await
 }
 
-/// A disk has whole logical blocks, at least one.
-fn check_size(root: &Child, logical_block_size: u32) -> Result<()> {
+/// The sectors of a disk, which has whole logical blocks, at least one.
+fn check_size(root: &Child, logical_block_size: u32) -> Result<u64> {
     let node = root.node();
     let sectors = parameters::sectors(node.size(), logical_block_size);
     if sectors == 0 {
@@ -288,7 +289,7 @@ fn check_size(root: &Child, logical_block_size: u32) -> Result<()> {
             "size is not a multiple of the logical block size: the end is not shown"
         );
     }
-    Ok(())
+    Ok(sectors)
 }
 
 /// Has a dead device of that id removed that an ended process of this program left behind; whether

@@ -37,6 +37,8 @@ pub struct UblkExport {
     /// The disk was shown.
     pub(super) live: Cell<bool>,
     pub(super) closing: Cell<bool>,
+    /// The size that the kernel was told last.
+    pub(super) sectors_told: Cell<u64>,
     /// What the tags share, until the device is removed.
     pub(super) service: RefCell<Option<Rc<Service>>>,
 }
@@ -114,25 +116,30 @@ impl UblkExport {
         self.logical_block_size
     }
 
-    /// The node's size has changed: tells the kernel, whose users see it at once.
-    ///
-    /// # Errors
-    /// The kernel cannot change the size of a disk in use (before Linux 6.16).
-    pub async fn update_size(&self) -> Result<()> {
+    /// Sectors of the node now.
+    fn sectors(&self) -> u64 {
+        parameters::sectors(self.root.node().size(), self.logical_block_size)
+    }
+
+    /// Tells the kernel of another size, whose users see it at once.
+    async fn tell_size(&self) -> Result<()> {
+        let sectors = self.sectors();
+        // Before it is live, an update is a null dereference in some kernels.
+        if self.sectors_told.replace(sectors) == sectors || self.closing.get() {
+            return Ok(());
+        }
+        if !self.live.get() {
+            return Err(Error::from_errno(
+                Errno::ENODEV,
+                "the ublk disk is not live",
+            ));
+        }
         if !self.granted.contains(Features::UPDATE_SIZE) {
             return Err(Error::new(
                 ErrorKind::Unsupported,
                 "changing the size of a ublk disk in use needs Linux 6.16 or later",
             ));
         }
-        // Before it is live, an update is a null dereference in some kernels.
-        if !self.live.get() || self.closing.get() {
-            return Err(Error::from_errno(
-                Errno::ENODEV,
-                "the ublk disk is not live",
-            ));
-        }
-        let sectors = parameters::sectors(self.root.node().size(), self.logical_block_size);
         let id = self.device_id();
         self.control
             .run(move |ring| ring.update_size(id, sectors))
@@ -196,6 +203,10 @@ impl Export for UblkExport {
     fn is_in_use(&self) -> bool {
         let disk = self.disk_name();
         self.live.get() && (mounts::is_held(&disk) || openers::has_openers(&disk))
+    }
+
+    fn update_size(&self) -> LocalFuture<'_, Result<()>> {
+        Box::pin(self.tell_size())
     }
 
     fn close(&self) -> LocalFuture<'_, ()> {

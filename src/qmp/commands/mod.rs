@@ -279,7 +279,11 @@ impl Context {
         } else {
             Some(self.changes.lock().await)
         };
-        handler(self.clone(), arguments).await
+        let outcome = handler(self.clone(), arguments).await;
+        // Who has changed the graph has perhaps put a node of another size under an export. What cannot be told
+        // was logged.
+        let _ = self.exports.update_sizes().await;
+        outcome
     }
 
     /// Starts the NBD server with options in the command line's form (a flat address).
@@ -330,6 +334,15 @@ impl Context {
         self.workshop.jobs.on_event(move |event| {
             let (name, data) = job::event(event);
             events.emit(name, data);
+        });
+        let exports = self.exports.clone();
+        self.workshop.jobs.on_event(move |event| {
+            if event.is_end() {
+                // A base that took the place of the layers above it may be longer than they were.
+                let (exports, handle) = (exports.clone(), exports.handle().clone());
+                let told = async move { drop(exports.update_sizes().await) };
+                handle.spawn(told).detach();
+            }
         });
         let events = self.events.clone();
         let limited = LimitedEvents::new(self.workshop.jobs.handle(), &events);
