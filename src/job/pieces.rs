@@ -78,22 +78,23 @@ impl Crew {
         admission: Piece,
         piece: ByteRange,
     ) -> Result<(), Error> {
-        let mut admission = Some(admission);
-        while admission.is_some() {
-            let Err(failure) = pieces.carry_out(piece).await else {
-                self.job.account(piece.length());
-                break;
-            };
+        let mut admission = admission;
+        while let Err(failure) = pieces.carry_out(piece).await {
             // A pause holds when no piece is in flight.
-            drop(admission.take());
-            match self.judge(&failure)? {
-                ErrorAction::Ignore if !pieces.retries() => {
-                    let error = failure.error().duplicate();
-                    self.ignored.borrow_mut().get_or_insert(error);
-                }
-                _ => admission = self.job.admit().await,
+            drop(admission);
+            if self.judge(&failure)? == ErrorAction::Ignore && !pieces.retries() {
+                let error = failure.error().duplicate();
+                self.ignored.borrow_mut().get_or_insert(error);
+                pieces.ended(piece);
+                return Ok(());
             }
+            let Some(again) = self.job.admit().await else {
+                // Cancelled: the piece is not done, and does not count as progress.
+                return Ok(());
+            };
+            admission = again;
         }
+        self.job.account(piece.length());
         pieces.ended(piece);
         Ok(())
     }

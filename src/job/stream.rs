@@ -205,7 +205,8 @@ impl StreamWork {
             let (missing, length) = self.is_missing(rest).await.map_err(CopyError::Read)?;
             if missing {
                 let piece = ByteRange::between(start, start + length);
-                self.copier.copy(&from, &to, piece).await?;
+                let copied = self.copier.copy(&from, &to, piece).await;
+                copied.map_err(CopyError::into_read)?;
             }
             start += length;
         }

@@ -44,10 +44,11 @@ impl Job {
     /// # Errors
     /// It is not paused, or the state does not allow it.
     pub fn resume(&self) -> Result<()> {
-        Verb::Resume.check(self.id(), self.status())?;
+        // In QEMU's order.
         if !self.paused.get() {
             return Err(Error::refused("Can't resume a job that was not paused"));
         }
+        Verb::Resume.check(self.id(), self.status())?;
         self.go_on();
         Ok(())
     }

@@ -7,13 +7,18 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 
 /// A daemon with its monitor on its standard streams.
-struct Monitor {
+pub(crate) struct Monitor {
     child: Child,
     output: BufReader<std::process::ChildStdout>,
+    /// Each command with its answer.
+    pub(crate) replies: Vec<Value>,
+    /// Name and data of each event; of several in a row that are the same only the first.
+    pub(crate) events: Vec<Value>,
+    waited: usize,
 }
 
 impl Monitor {
-    fn start(program: &str, directory: &Path) -> Monitor {
+    pub(crate) fn start(program: &str, directory: &Path) -> Monitor {
         let mut child = Command::new(program)
             .args(["--chardev", "stdio,id=m", "--monitor", "m"])
             .current_dir(directory)
@@ -22,29 +27,63 @@ impl Monitor {
             .spawn()
             .unwrap_or_else(|error| panic!("{program}: {error}"));
         let output = BufReader::new(child.stdout.take().expect("piped"));
-        let mut monitor = Monitor { child, output };
+        let mut monitor = Monitor {
+            child,
+            output,
+            replies: Vec::new(),
+            events: Vec::new(),
+            waited: 0,
+        };
         monitor.reply();
         monitor.execute("qmp_capabilities", json!({}));
         monitor
     }
 
+    fn receive(&mut self) -> Value {
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("a message");
+        let message: Value = serde_json::from_str(&line).expect("JSON");
+        if message.get("event").is_some() {
+            let event = json!([message["event"], message["data"]]);
+            if self.events.last() != Some(&event) {
+                self.events.push(event);
+            }
+        }
+        message
+    }
+
+    /// The job's next state of these that was not waited for yet.
+    pub(crate) fn wait_for(&mut self, states: &[&str]) -> String {
+        loop {
+            while self.waited < self.events.len() {
+                let event = &self.events[self.waited];
+                self.waited += 1;
+                let status = event[1]["status"].as_str().unwrap_or_default();
+                if event[0] == "JOB_STATUS_CHANGE" && states.contains(&status) {
+                    return status.to_owned();
+                }
+            }
+            self.receive();
+        }
+    }
+
     /// The next message that is no event.
     fn reply(&mut self) -> Value {
         loop {
-            let mut line = String::new();
-            self.output.read_line(&mut line).expect("a message");
-            let message: Value = serde_json::from_str(&line).expect("JSON");
+            let message = self.receive();
             if message.get("event").is_none() {
                 return message;
             }
         }
     }
 
-    fn execute(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Value {
         let request = json!({"execute": command, "arguments": arguments});
         let input = self.child.stdin.as_mut().expect("piped");
         writeln!(input, "{request}").expect("it reads");
-        self.reply()
+        let reply = self.reply();
+        self.replies.push(json!([command, reply]));
+        reply
     }
 }
 

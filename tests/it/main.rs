@@ -27,6 +27,7 @@ mod fuzzed;
 mod hostile;
 mod images;
 mod imports;
+mod job_policies;
 #[cfg(feature = "testing")]
 mod jobs;
 mod layers;

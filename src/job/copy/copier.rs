@@ -49,6 +49,13 @@ impl CopyError {
         }
     }
 
+    /// The error as one of reading: clients of a stream know no other.
+    pub fn into_read(self) -> CopyError {
+        match self {
+            CopyError::Read(error) | CopyError::Write(error) => CopyError::Read(error),
+        }
+    }
+
     /// It was the source.
     pub fn is_read(&self) -> bool {
         matches!(self, CopyError::Read(_))
