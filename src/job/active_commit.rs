@@ -50,6 +50,7 @@ pub async fn commit_active(workshop: &Workshop, arguments: Commit) -> Result<Rc<
     let site = Site::new(workshop, JobKind::Commit, &arguments.job.id);
     match set_up(&site, &arguments, &committed).await {
         Ok((filter, gate)) => {
+            site.begin();
             let work = ActiveCommit {
                 workshop: workshop.clone(),
                 pace: Rc::new(Pace::new(workshop.jobs.handle(), gate.clone(), Vec::new())),

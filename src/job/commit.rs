@@ -13,7 +13,7 @@ use super::pieces::Crew;
 use super::site::Site;
 use super::stretch::{Copying, Stretch};
 use super::{ErrorPolicies, ErrorPolicy, Job, JobKind, JobOptions, LocalFuture, Work, Workshop};
-use crate::block::{Child, Node, Permission, Permissions, Role, TruncateOptions, status_above};
+use crate::block::{Child, Node, Permission, Permissions, Role, status_above};
 use crate::error::Result;
 use crate::filter::{CommitTop, CopyMode};
 use crate::range::ByteRange;
@@ -65,6 +65,7 @@ pub async fn commit(workshop: &Workshop, arguments: Commit) -> Result<Rc<Job>> {
     let site = Site::new(workshop, JobKind::Commit, &arguments.job.id);
     match set_up(&site, &arguments, &committed).await {
         Ok(Edges { guest, from, to }) => {
+            site.begin();
             let work = CommitWork {
                 workshop: workshop.clone(),
                 pace: Rc::new(Pace::new(workshop.jobs.handle(), guest, Vec::new())),
@@ -119,24 +120,9 @@ pub(super) async fn open_base(site: &Site, arguments: &Commit) -> Result<()> {
     let Commit { top, base, .. } = arguments;
     site.open_for_writing(base).await?;
     if base.size() < top.size() {
-        grow(site, base, top.size()).await?;
+        site.grow(base, top.size()).await?;
     }
     Ok(())
-}
-
-async fn grow(site: &Site, base: &Rc<Node>, size: u64) -> Result<()> {
-    let resizer = Permissions {
-        required: Permission::RESIZE,
-        shared: Permission::all(),
-    };
-    let edge = site.reach(base, resizer)?;
-    let options = TruncateOptions {
-        exact: false,
-        zero_new: true,
-    };
-    let grown = edge.truncate(size, options).await;
-    site.leave(&edge).await;
-    grown
 }
 
 struct CommitWork {

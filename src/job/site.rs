@@ -6,8 +6,15 @@ use std::rc::Rc;
 use super::{JobKind, Workshop};
 use crate::block::{
     Child, Content, Driver, Node, NodeSpec, Occupation, Parent, Permission, Permissions, Role,
+    TruncateOptions,
 };
 use crate::error::{Error, Result};
+
+/// Who sets a node's size.
+const RESIZER: Permissions = Permissions {
+    required: Permission::RESIZE,
+    shared: Permission::all(),
+};
 
 /// The filter, the edges, the marks and the write access that a job has taken. Each is taken in a step
 /// that may fail; [`Site::restore`] gives back what was taken so far.
@@ -21,6 +28,8 @@ pub(super) struct Site {
     occupied: RefCell<Vec<Occupation>>,
     /// Nodes that were read-only before.
     opened: RefCell<Vec<Rc<Node>>>,
+    /// A node that was made longer, and its size before, until the job begins.
+    grown: RefCell<Option<(Rc<Node>, u64)>>,
 }
 
 impl Site {
@@ -35,6 +44,7 @@ impl Site {
             edges: RefCell::default(),
             occupied: RefCell::default(),
             opened: RefCell::default(),
+            grown: RefCell::default(),
         }
     }
 
@@ -61,6 +71,33 @@ impl Site {
     pub(super) fn leave_writable(&self, node: &Rc<Node>) {
         let mut opened = self.opened.borrow_mut();
         opened.retain(|other| !Rc::ptr_eq(other, node));
+    }
+
+    /// Makes a node longer. It is as short as it was again where the set-up fails: nobody has seen it since.
+    ///
+    /// # Errors
+    /// What the driver says; permissions are in the way.
+    pub(super) async fn grow(&self, node: &Rc<Node>, size: u64) -> Result<()> {
+        let before = node.size();
+        self.resize(node, size).await?;
+        *self.grown.borrow_mut() = Some((node.clone(), before));
+        Ok(())
+    }
+
+    async fn resize(&self, node: &Rc<Node>, size: u64) -> Result<()> {
+        let edge = self.reach(node, RESIZER)?;
+        let options = TruncateOptions {
+            exact: false,
+            zero_new: true,
+        };
+        let resized = edge.truncate(size, options).await;
+        self.leave(&edge).await;
+        resized
+    }
+
+    /// The job begins: what was made longer stays so, however it ends.
+    pub(super) fn begin(&self) {
+        self.grown.take();
     }
 
     /// Puts the job's filter above a node, the first of `children`; without a name it is one that users
@@ -171,6 +208,10 @@ impl Site {
             self.note(self.workshop.graph.splice_out(filter).await);
         }
         self.detach_all(|_| true).await;
+        let grown = self.grown.take();
+        if let Some((node, size)) = grown {
+            self.note(self.resize(&node, size).await);
+        }
         for node in self.opened.take() {
             self.note(self.close_for_writing(&node).await);
         }
