@@ -48,7 +48,10 @@ pub(super) fn check_no_other_reader(layers: &[Rc<Node>], base: &Rc<Node>) -> Res
         for edge in readers(node) {
             let user = match edge.parent_node() {
                 Some(overlay) if layers.iter().any(|layer| Rc::ptr_eq(layer, &overlay)) => continue,
-                Some(overlay) => format!("the backing file of '{}'", overlay.name()),
+                Some(user) if edge.role() == Role::Backing => {
+                    format!("the backing file of '{}'", user.name())
+                }
+                Some(user) => format!("the file of '{}'", user.name()),
                 None => "shown by itself".to_owned(),
             };
             let message = format!(
@@ -62,7 +65,7 @@ pub(super) fn check_no_other_reader(layers: &[Rc<Node>], base: &Rc<Node>) -> Res
     Ok(())
 }
 
-/// The edges, past filters, by which overlays have this node as backing file, or somebody outside reads it.
+/// The edges, past filters, by which overlays have this node as backing file, or somebody else reads it.
 fn readers(node: &Rc<Node>) -> Vec<Rc<Child>> {
     let mut found = Vec::new();
     for edge in node.parents() {
@@ -72,7 +75,7 @@ fn readers(node: &Rc<Node>) -> Vec<Rc<Child>> {
             .contains(Permission::CONSISTENT_READ);
         match edge.parent_node() {
             Some(parent) if parent.driver().is_filter() => found.extend(readers(&parent)),
-            Some(_) if edge.role() == Role::Backing => found.push(edge),
+            Some(_) if edge.role() == Role::Backing || reads => found.push(edge),
             None if edge.follows() && reads => found.push(edge),
             _ => {}
         }

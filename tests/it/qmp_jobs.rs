@@ -227,6 +227,13 @@ fn what_is_shown_by_itself_is_not_committed_into() {
         assert_eq!(error(&client.call("block-commit", commit)), text);
         client.execute("block-export-del", json!({"id": "e1"}));
     }
+    let raw = json!({"driver": "raw", "node-name": "r", "read-only": true, "file": "a"});
+    client.execute("blockdev-add", raw);
+    client.execute("block-export-add", export("e1", "r", false));
+    let commit = json!({"device": "c", "base-node": "a", "job-id": "j"});
+    let text =
+        "Node 'a' is also the file of 'r', whose content would change with a commit into 'a'";
+    assert_eq!(error(&client.call("block-commit", commit)), text);
 }
 
 /// A stream changes nothing of the layers that it takes out: overlays of them come at any time, and stay right.
