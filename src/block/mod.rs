@@ -26,6 +26,7 @@ mod permission_update;
 mod range_lock;
 mod splice;
 mod status;
+mod transaction;
 
 #[cfg(test)]
 mod tests;
@@ -45,3 +46,4 @@ pub use occupation::{Content, Occupation};
 pub use permission::{Permission, Permissions};
 pub use range_lock::{LockMode, RangeGuard, RangeLock};
 pub use status::{ChainStatus, Extent, ExtentKind, status_above};
+pub use transaction::Action;

@@ -53,7 +53,7 @@ pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
 pub use names::{check_not_busy, find_device_or_node, find_either, find_node};
 pub use query::{DirtyBitmapInfo, NodeInfo, StatisticsInfo};
-pub use snapshot::{SnapshotMode, SnapshotSync};
+pub use snapshot::{Snapshot, SnapshotMode, SnapshotSync};
 pub use value::Value;
 
 /// A future on the graph's thread.

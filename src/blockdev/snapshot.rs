@@ -5,11 +5,12 @@
 //! turns read-only and closes its file for writing. At every moment the images on disk are a valid
 //! chain: before the move nothing is written to the overlay, after it nothing to the old image.
 
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::block::{Child, DrainedSection, Node, Permission, Permissions};
+use crate::block::{Action, Child, DrainedSection, IoFuture, Node, Permission, Permissions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::protocol::file::FileKind;
+use crate::protocol::file::{Created, FileKind};
 
 use super::chain::note_automatic;
 use super::description::{
@@ -19,7 +20,7 @@ use super::description::{
 use super::effective::Source;
 use super::origin::Origin;
 use super::value::invalid;
-use super::{Blockdev, backing_name, check_not_busy, file_name, names};
+use super::{Blockdev, LocalFuture, backing_name, check_not_busy, file_name, names};
 
 /// Whether the overlay's image is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,12 +49,47 @@ pub struct SnapshotSync {
     pub mode: SnapshotMode,
 }
 
+/// An overlay that is ready to be put on top of a node: a change for [`Graph::transact`].
+///
+/// [`Graph::transact`]: crate::block::Graph::transact
+pub struct Snapshot {
+    blockdev: Blockdev,
+    old: Rc<Node>,
+    overlay: Rc<Node>,
+    /// The overlay was opened for this, and goes if nobody uses it.
+    opened: bool,
+    /// Its image was made for this.
+    created: RefCell<Option<Created>>,
+    /// Users of the old node that were moved to the overlay.
+    moved: RefCell<Vec<Rc<Child>>>,
+    /// The old node was turned read-only.
+    closed: Cell<bool>,
+}
+
 impl Blockdev {
     /// `blockdev-snapshot-sync`: creates or opens an overlay and puts it on top of a node.
     ///
     /// # Errors
     /// In QEMU's words; the graph is as it was, and a file that was not there before is removed.
     pub async fn snapshot_sync(&self, request: SnapshotSync) -> Result<()> {
+        let snapshot = self.prepare_snapshot_sync(request).await?;
+        self.graph.transact(&[Box::new(snapshot)]).await
+    }
+
+    /// `blockdev-snapshot`: puts a node that is there on top of another.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing has changed.
+    pub async fn snapshot(&self, node: &str, overlay: &str) -> Result<()> {
+        let snapshot = self.prepare_snapshot(node, overlay).await?;
+        self.graph.transact(&[Box::new(snapshot)]).await
+    }
+
+    /// What `blockdev-snapshot-sync` does before guest requests have to wait: the overlay is there and open.
+    ///
+    /// # Errors
+    /// As [`Blockdev::snapshot_sync`].
+    pub async fn prepare_snapshot_sync(&self, request: SnapshotSync) -> Result<Snapshot> {
         let (device, node_name) = (request.device.as_deref(), request.node_name.as_deref());
         let old = names::find_device_or_node(&self.graph, device, node_name)?;
         check_not_busy(&old)?;
@@ -72,24 +108,32 @@ impl Blockdev {
                     .await?,
             ),
         };
-        let done = self.open_and_install(&old, &request, name, format).await;
-        if let (Err(_), Some(created)) = (&done, created) {
-            created.undo(&self.handle).await;
+        match self.open_overlay(&old, &request, name, format).await {
+            Ok(overlay) => Ok(Snapshot {
+                opened: true,
+                created: RefCell::new(created),
+                ..Snapshot::new(self, old, overlay)
+            }),
+            Err(error) => {
+                if let Some(created) = created {
+                    created.undo(&self.handle).await;
+                }
+                Err(error)
+            }
         }
-        done
     }
 
-    /// `blockdev-snapshot`: puts a node that is there on top of another.
+    /// What `blockdev-snapshot` does before guest requests have to wait.
     ///
     /// # Errors
-    /// In QEMU's words; nothing has changed.
-    pub async fn snapshot(&self, node: &str, overlay: &str) -> Result<()> {
+    /// As [`Blockdev::snapshot`].
+    pub async fn prepare_snapshot(&self, node: &str, overlay: &str) -> Result<Snapshot> {
         let old = names::find_either(&self.graph, node)?;
         check_not_busy(&old)?;
         self.flush_old(&old).await?;
         let overlay = names::find_either(&self.graph, overlay)?;
         check_overlay(&overlay)?;
-        self.install(&old, &overlay).await
+        Ok(Snapshot::new(self, old, overlay))
     }
 
     /// Flushes while requests go on, so that little is left for the drained section.
@@ -112,25 +156,24 @@ impl Blockdev {
         left
     }
 
-    async fn open_and_install(
+    async fn open_overlay(
         &self,
         old: &Rc<Node>,
         request: &SnapshotSync,
         name: &str,
         format: &str,
-    ) -> Result<()> {
+    ) -> Result<Rc<Node>> {
         let description = self
             .overlay_description(old, &request.snapshot_file, name, format)
             .await?;
         let overlay = self.open(description, Source::Defaults).await?;
-        let installed = match check_overlay(&overlay) {
-            Ok(()) => self.install(old, &overlay).await,
-            Err(error) => Err(error),
-        };
-        // Without users the overlay goes at once, as in QEMU; after a failure it has none.
-        let released = self.graph.release(&overlay).await;
-        file_name::refresh_all(&self.graph);
-        installed.and(released)
+        match check_overlay(&overlay) {
+            Ok(()) => Ok(overlay),
+            Err(error) => {
+                self.graph.release(&overlay).await?;
+                Err(error)
+            }
+        }
     }
 
     /// The overlay is opened as the old node was, without its backing file.
@@ -188,61 +231,6 @@ impl Blockdev {
         })
     }
 
-    /// Puts `overlay` on top of `old` and moves the users of `old` to it.
-    async fn install(&self, old: &Rc<Node>, overlay: &Rc<Node>) -> Result<()> {
-        let drained = self.graph.drain(&[old.clone(), overlay.clone()]).await?;
-        let done = self.install_drained(&drained, old, overlay).await;
-        drop(drained);
-        note_automatic(overlay);
-        file_name::refresh(overlay);
-        done
-    }
-
-    async fn install_drained(
-        &self,
-        drained: &DrainedSection,
-        old: &Rc<Node>,
-        overlay: &Rc<Node>,
-    ) -> Result<()> {
-        let mut users = old.parents();
-        users.retain(|edge| edge.follows());
-        if !old.options().read_only {
-            old.driver()
-                .flush()
-                .await
-                .map_err(|error| error.context(format!("Write to node '{}' failed", old.name())))?;
-        }
-        self.graph.set_backing(drained, overlay, Some(old))?;
-        let moved = self.graph.redirect(drained, &users, overlay);
-        let moved = match moved {
-            Ok(()) => self.make_read_only(old).await,
-            Err(error) => Err(error),
-        };
-        moved.map_err(|error| self.take_back(drained, &users, old, overlay, error))
-    }
-
-    /// Undoes the move after `error`. Where that fails too (another process has taken a lock that was
-    /// given up a moment ago), the overlay stays on top: that chain is as good as the old one.
-    fn take_back(
-        &self,
-        drained: &DrainedSection,
-        users: &[Rc<Child>],
-        old: &Rc<Node>,
-        overlay: &Rc<Node>,
-        error: Error,
-    ) -> Error {
-        let back = self.graph.redirect(drained, users, old);
-        let back = back.and_then(|()| self.graph.set_backing(drained, overlay, None));
-        match back {
-            Ok(()) => error,
-            Err(stuck) => {
-                tracing::error!(node = old.name(), overlay = overlay.name(), %stuck,
-                    "a failed snapshot cannot be undone; the overlay stays");
-                error.context(format!("The overlay '{}' stays on top", overlay.name()))
-            }
-        }
-    }
-
     /// Turns a node read-write with the files that were opened for it. In a drained section.
     ///
     /// # Errors
@@ -287,6 +275,116 @@ impl Blockdev {
             origin.given.borrow_mut().shared.read_only = Some(true);
         }
         Ok(())
+    }
+}
+
+impl Snapshot {
+    fn new(blockdev: &Blockdev, old: Rc<Node>, overlay: Rc<Node>) -> Snapshot {
+        Snapshot {
+            blockdev: blockdev.clone(),
+            old,
+            overlay,
+            opened: false,
+            created: RefCell::default(),
+            moved: RefCell::default(),
+            closed: Cell::default(),
+        }
+    }
+
+    /// Puts the overlay on top of the old node and moves its users.
+    async fn install(&self, drained: &DrainedSection) -> Result<()> {
+        let Snapshot { old, overlay, .. } = self;
+        // Those before this one in a transaction may have used either.
+        check_not_busy(old)?;
+        check_overlay(overlay)?;
+        let graph = &self.blockdev.graph;
+        let mut users = old.parents();
+        users.retain(|edge| edge.follows());
+        let was_writable = !old.options().read_only;
+        if was_writable {
+            old.driver()
+                .flush()
+                .await
+                .map_err(|error| error.context(format!("Write to node '{}' failed", old.name())))?;
+        }
+        graph.set_backing(drained, overlay, Some(old))?;
+        let moved = match graph.redirect(drained, &users, overlay) {
+            Ok(()) => self.blockdev.make_read_only(old).await,
+            Err(error) => Err(error),
+        };
+        *self.moved.borrow_mut() = users;
+        match moved {
+            Ok(()) => {
+                self.closed.set(was_writable);
+                Ok(())
+            }
+            Err(error) => Err(match self.take_back(drained) {
+                Ok(()) => error,
+                Err(_) => error.context(format!("The overlay '{}' stays on top", overlay.name())),
+            }),
+        }
+    }
+
+    async fn uninstall(&self, drained: &DrainedSection) -> Result<()> {
+        if self.closed.get() {
+            self.blockdev.make_writable(&self.old).await?;
+        }
+        self.take_back(drained)
+    }
+
+    /// Undoes the move. Where that fails (another process has taken a lock that was given up a
+    /// moment ago), the overlay stays on top: that chain is as good as the old one.
+    fn take_back(&self, drained: &DrainedSection) -> Result<()> {
+        let Snapshot { old, overlay, .. } = self;
+        let graph = &self.blockdev.graph;
+        let back = graph.redirect(drained, &self.moved.borrow(), old);
+        back.and_then(|()| graph.set_backing(drained, overlay, None))
+            .inspect_err(|error| {
+                tracing::error!(node = old.name(), overlay = overlay.name(), %error,
+                    "a failed snapshot cannot be undone; the overlay stays");
+            })
+    }
+
+    /// What is left to be done when requests go on.
+    async fn clean_up(&self, made: bool) -> Result<()> {
+        let graph = &self.blockdev.graph;
+        note_automatic(&self.overlay);
+        file_name::refresh(&self.overlay);
+        if !self.opened {
+            return Ok(());
+        }
+        let stays_on_top = self.overlay.backing().is_some();
+        // Without users the overlay goes at once, as in QEMU; one that failed has none.
+        let released = graph.release(&self.overlay).await;
+        file_name::refresh_all(graph);
+        let created = self.created.take();
+        if let Some(created) = created.filter(|_| !made && !stays_on_top) {
+            created.undo(&self.blockdev.handle).await;
+        }
+        released
+    }
+}
+
+impl Action for Snapshot {
+    fn nodes(&self) -> Vec<Rc<Node>> {
+        vec![self.old.clone(), self.overlay.clone()]
+    }
+
+    fn make<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()> {
+        Box::pin(self.install(drained))
+    }
+
+    fn undo<'a>(&'a self, drained: &'a DrainedSection) -> LocalFuture<'a, ()> {
+        Box::pin(async {
+            if let Err(error) = self.uninstall(drained).await {
+                let (node, overlay) = (self.old.name(), self.overlay.name());
+                tracing::error!(node, overlay, %error, "a snapshot stays that was to be undone");
+            }
+        })
+    }
+
+    fn settle(&self, made: bool) -> IoFuture<'_, ()> {
+        Box::pin(self.clean_up(made))
     }
 }
 

@@ -1,0 +1,64 @@
+//! Several changes of the graph at one moment: all of them or none.
+
+use std::pin::Pin;
+use std::rc::Rc;
+
+use super::{DrainedSection, Graph, IoFuture, Node};
+use crate::error::Result;
+
+/// A change that is ready to be made: whatever takes long, opening and creating, is behind it.
+pub trait Action {
+    /// Nodes that no request may reach while it is made.
+    fn nodes(&self) -> Vec<Rc<Node>>;
+
+    /// Makes the change. Those before it in the transaction have been made.
+    ///
+    /// # Errors
+    /// The change was not made, or not wholly: [`Action::undo`] is not called.
+    fn make<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()>;
+
+    /// Takes the change back after it was made; what cannot be taken back is logged. Those after it
+    /// in the transaction have been taken back.
+    fn undo<'a>(&'a self, drained: &'a DrainedSection) -> LocalFuture<'a>;
+
+    /// The transaction is over, requests go on: gives up what is not needed any more. Called once, also
+    /// where the change was not even tried (`made` is false).
+    ///
+    /// # Errors
+    /// Something could not be closed; the change stays.
+    fn settle(&self, made: bool) -> IoFuture<'_, ()>;
+}
+
+/// What cannot fail.
+type LocalFuture<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
+
+impl Graph {
+    /// Makes all changes in one drained section, in their order: a moment that is the same for all the
+    /// nodes they concern. If one fails, those before it are taken back in the same section.
+    ///
+    /// # Errors
+    /// That of the first action that failed, and nothing has changed; or that of an action that
+    /// could not clean up behind itself, and everything has changed.
+    pub async fn transact(&self, actions: &[Box<dyn Action>]) -> Result<()> {
+        let made = self.make_all(actions).await;
+        let mut settled = Ok(());
+        for action in actions.iter().rev() {
+            settled = settled.and(action.settle(made.is_ok()).await);
+        }
+        made.and(settled)
+    }
+
+    async fn make_all(&self, actions: &[Box<dyn Action>]) -> Result<()> {
+        let nodes: Vec<Rc<Node>> = actions.iter().flat_map(|action| action.nodes()).collect();
+        let drained = self.drain(&nodes).await?;
+        for (index, action) in actions.iter().enumerate() {
+            if let Err(error) = action.make(&drained).await {
+                for before in actions[..index].iter().rev() {
+                    before.undo(&drained).await;
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
