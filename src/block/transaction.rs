@@ -41,11 +41,15 @@ impl Graph {
     /// could not clean up behind itself, and everything has changed.
     pub async fn transact(&self, actions: &[Box<dyn Action>]) -> Result<()> {
         let made = self.make_all(actions).await;
-        let mut settled = Ok(());
-        for action in actions.iter().rev() {
-            settled = settled.and(action.settle(made.is_ok()).await);
-        }
+        let settled = settle_all(actions, made.is_ok()).await;
         made.and(settled)
+    }
+
+    /// Ends a transaction of which nothing was made.
+    pub async fn give_up(&self, actions: &[Box<dyn Action>]) {
+        if let Err(error) = settle_all(actions, false).await {
+            tracing::error!(%error, "a transaction that was given up left something behind");
+        }
     }
 
     async fn make_all(&self, actions: &[Box<dyn Action>]) -> Result<()> {
@@ -61,4 +65,12 @@ impl Graph {
         }
         Ok(())
     }
+}
+
+async fn settle_all(actions: &[Box<dyn Action>], made: bool) -> Result<()> {
+    let mut settled = Ok(());
+    for action in actions.iter().rev() {
+        settled = settled.and(action.settle(made).await);
+    }
+    settled
 }

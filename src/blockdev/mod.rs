@@ -13,6 +13,7 @@
 //! - A call that fails leaves the graph as it was, and no file that was not there before.
 //! - What an image's header names is opened read-only, and only files and devices.
 
+mod access;
 mod backing_name;
 mod blkdebug_description;
 mod chain;

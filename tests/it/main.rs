@@ -57,3 +57,4 @@ mod source;
 mod style;
 #[cfg(feature = "testing")]
 mod sweeps;
+mod transaction;

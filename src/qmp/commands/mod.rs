@@ -17,6 +17,7 @@ mod object;
 mod qom;
 mod snapshot;
 mod statistics;
+mod transaction;
 
 #[cfg(test)]
 mod tests;
@@ -122,6 +123,9 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
     ("blockdev-snapshot", |context, args| {
         Box::pin(async move { snapshot::attach(&context, Args::new(&args)).await })
+    }),
+    ("transaction", |context, args| {
+        Box::pin(async move { transaction::run(&context, Args::new(&args)).await })
     }),
     ("change-backing-file", |context, args| {
         Box::pin(async move { snapshot::change_backing_file(&context, Args::new(&args)).await })

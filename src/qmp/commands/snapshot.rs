@@ -8,8 +8,14 @@ use crate::qmp::schema::Args;
 
 /// `blockdev-snapshot-sync`.
 pub(super) async fn create(context: &Context, args: Args<'_>) -> Outcome {
+    context.blockdev.snapshot_sync(request(args)).await?;
+    Ok(json!({}))
+}
+
+/// What `blockdev-snapshot-sync` asks for.
+pub(super) fn request(args: Args<'_>) -> SnapshotSync {
     let text = |name| args.str(name).map(str::to_owned);
-    let request = SnapshotSync {
+    SnapshotSync {
         device: text("device"),
         node_name: text("node-name"),
         snapshot_file: args.required_str("snapshot-file").into(),
@@ -19,9 +25,7 @@ pub(super) async fn create(context: &Context, args: Args<'_>) -> Outcome {
             Some("existing") => SnapshotMode::Existing,
             _ => SnapshotMode::AbsolutePaths,
         },
-    };
-    context.blockdev.snapshot_sync(request).await?;
-    Ok(json!({}))
+    }
 }
 
 /// `blockdev-snapshot`.

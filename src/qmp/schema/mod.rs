@@ -17,6 +17,7 @@ mod node;
 mod node_info;
 mod object;
 mod snapshot;
+mod transaction;
 
 pub use args::Args;
 pub use check::{Dialect, check};
@@ -160,6 +161,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         node_info::COMMANDS,
         device::COMMANDS,
         snapshot::COMMANDS,
+        transaction::COMMANDS,
         export::COMMANDS,
         job::COMMANDS,
         object::COMMANDS,

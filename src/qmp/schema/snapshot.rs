@@ -11,7 +11,7 @@ pub(super) static COMMANDS: &[Command] = &[
     cmd("change-backing-file", &CHANGE_BACKING, EMPTY_RESULT),
 ];
 
-static SNAPSHOT_SYNC: Object = Object::new(
+pub(super) static SNAPSHOT_SYNC: Object = Object::new(
     "BlockdevSnapshotSync",
     &[
         opt("device", STR),
@@ -28,7 +28,8 @@ static NEW_IMAGE_MODE: Enum = Enum {
     values: &["existing", "absolute-paths"],
 };
 
-static SNAPSHOT: Object = Object::new("BlockdevSnapshot", &[req("node", STR), req("overlay", STR)]);
+pub(super) static SNAPSHOT: Object =
+    Object::new("BlockdevSnapshot", &[req("node", STR), req("overlay", STR)]);
 
 static CHANGE_BACKING: Object = Object::new(
     "change-backing-file-arg",
