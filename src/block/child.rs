@@ -9,6 +9,7 @@ use crate::buffer::Payload;
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::{ByteRange, is_aligned};
 
+use super::bitmaps::Recording;
 use super::delivery::{deliver_discard, deliver_write, deliver_zeroes};
 use super::drain::Condition;
 use super::padding;
@@ -336,7 +337,9 @@ impl Child {
             let message = format!("Node '{}' may not be resized", node.name());
             return Err(Error::new(ErrorKind::Permission, message));
         }
-        node.driver().truncate(size, options).await
+        let result = node.driver().truncate(size, options).await;
+        node.bitmaps().resize(node.size());
+        result
     }
 
     /// Waits at the gate of a root edge and counts what follows as one request, until dropped: for work
@@ -427,6 +430,7 @@ struct Route {
 
 /// What lives as long as the transfer that crosses an edge.
 struct Hop {
+    _recording: Option<Recording>,
     _count: InFlight,
     _guard: Option<TransferGuard>,
 }
@@ -437,22 +441,26 @@ impl Route {
         loop {
             count_transfer(&node, &transfer);
             let limits = node.driver().limits();
-            let Some(Forward {
+            let (forward, recording) = match forward(&node, &limits, &transfer) {
+                Some(found) => found,
+                None => {
+                    return Route {
+                        node,
+                        limits,
+                        offset: transfer.offset,
+                        _first: first,
+                        _others: others,
+                    };
+                }
+            };
+            let Forward {
                 child,
                 offset,
                 guard,
-            }) = forward(&node, &limits, &transfer)
-            else {
-                return Route {
-                    node,
-                    limits,
-                    offset: transfer.offset,
-                    _first: first,
-                    _others: others,
-                };
-            };
+            } = forward;
             transfer.offset = offset;
             let hop = Hop {
+                _recording: recording,
                 _count: child.count_request(),
                 _guard: guard,
             };
@@ -465,7 +473,11 @@ impl Route {
     }
 }
 
-fn forward(node: &Node, limits: &Limits, transfer: &Transfer) -> Option<Forward> {
+fn forward(
+    node: &Rc<Node>,
+    limits: &Limits,
+    transfer: &Transfer,
+) -> Option<(Forward, Option<Recording>)> {
     let writes = transfer.kind != TransferKind::Read;
     let looks = writes && node.options().detect_zeroes != DetectZeroes::Off;
     let fits = transfer.length <= u64::from(limits.max_transfer)
@@ -473,11 +485,16 @@ fn forward(node: &Node, limits: &Limits, transfer: &Transfer) -> Option<Forward>
             transfer.offset | transfer.length,
             u64::from(limits.request_alignment),
         );
-    if looks || !fits {
-        None
-    } else {
-        node.driver().forward(transfer)
+    let waits = writes && !node.bitmaps().is_kept(transfer.range());
+    if looks || waits || !fits {
+        return None;
     }
+    let forward = node.driver().forward(transfer)?;
+    let recording = match writes {
+        true => Recording::begin_kept(node, transfer.range()),
+        false => None,
+    };
+    Some((forward, recording))
 }
 
 fn count_transfer(node: &Node, transfer: &Transfer) {

@@ -9,6 +9,7 @@ use crate::buffer::{MemorySlice, Payload};
 use crate::error::Result;
 use crate::range::ByteRange;
 
+use super::bitmaps::Recording;
 use super::padding;
 use super::{DetectZeroes, DiscardMode, Limits, LockMode, Node, WriteFlags, ZeroFlags};
 
@@ -28,6 +29,8 @@ pub(super) async fn deliver_write(
         zero.set(ZeroFlags::FUA, flags.contains(WriteFlags::FUA));
         return deliver_zeroes(node, range, zero).await;
     }
+    let range = ByteRange::between(offset, offset + payload.length() as u64);
+    let recording = Recording::begin(node, range).await?;
     let flush_after = flags.contains(WriteFlags::FUA) && !limits.native_fua;
     let flags = if flush_after {
         flags - WriteFlags::FUA
@@ -35,6 +38,7 @@ pub(super) async fn deliver_write(
         flags
     };
     padding::write(node, limits, offset, payload, flags).await?;
+    drop(recording);
     if flush_after {
         node.flush().await
     } else {
@@ -54,6 +58,7 @@ pub(super) async fn deliver_zeroes(
     node.count(|statistics| {
         statistics.highest_written = statistics.highest_written.max(range.end());
     });
+    let _recording = Recording::begin(node, range).await?;
     let limits = node.driver().limits();
     let alignment = u64::from(limits.request_alignment);
     let Some(middle) = range.align_inward(alignment) else {
@@ -122,6 +127,7 @@ pub(super) async fn deliver_discard(node: &Rc<Node>, range: ByteRange) -> Result
     if node.options().discard == DiscardMode::Ignore {
         return Ok(());
     }
+    let _recording = Recording::begin(node, range).await?;
     let limits = node.driver().limits();
     let Some(range) = range.align_inward(u64::from(limits.request_alignment)) else {
         return Ok(());

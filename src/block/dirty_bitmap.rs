@@ -3,6 +3,7 @@
 use crate::range::ByteRange;
 
 /// A bit for each `granularity` bytes of a disk, set where something in them was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DirtyBitmap {
     granularity: u64,
     size: u64,
@@ -60,12 +61,70 @@ impl DirtyBitmap {
         self.find(start, |word| word)
     }
 
+    /// Where the first part from `start` on that is not set begins.
+    pub fn next_clean(&self, start: u64) -> Option<u64> {
+        self.find(start, |word| !word)
+    }
+
     /// The first run of set parts from `start` on, cut to `most` bytes (at least one part) and to the disk.
     pub fn next_run(&self, start: u64, most: u64) -> Option<ByteRange> {
         let first = self.next_dirty(start)?;
         let end = self.find(first, |word| !word).unwrap_or(self.size);
         let most = first.saturating_add(most.max(self.granularity));
         Some(ByteRange::between(first, end.min(most).min(self.size)))
+    }
+
+    /// All runs of set parts, cut to the disk.
+    pub fn runs(&self) -> impl Iterator<Item = ByteRange> + '_ {
+        let mut start = 0;
+        std::iter::from_fn(move || {
+            let run = self.next_run(start, u64::MAX)?;
+            start = run.end();
+            Some(run)
+        })
+    }
+
+    /// Sets every part that touches what is set in `other`, whose granularity may be another.
+    pub fn merge(&mut self, other: &DirtyBitmap) {
+        if other.granularity != self.granularity {
+            other.runs().for_each(|run| {
+                self.set(run);
+            });
+            return;
+        }
+        for (word, more) in self.words.iter_mut().zip(&other.words) {
+            self.count += u64::from((more & !*word).count_ones());
+            *word |= more;
+        }
+    }
+
+    /// The disk has `size` bytes from now on. New parts are clean; a part that is cut keeps its bit.
+    pub fn resize(&mut self, size: u64) {
+        if size < self.size {
+            let first = size.next_multiple_of(self.granularity);
+            self.clear(ByteRange::between(first.min(self.size), self.size));
+        }
+        let bits = size.div_ceil(self.granularity);
+        self.words.resize(bits.div_ceil(WORD) as usize, 0);
+        self.size = size;
+    }
+
+    /// The bits, 64 in a word, the first part's in the lowest bit of the first.
+    pub fn words(&self) -> &[u64] {
+        &self.words
+    }
+
+    /// Sets what is set in these words, the first of which has the number `first`. Bits beyond the disk
+    /// do not count.
+    pub fn set_words(&mut self, first: usize, words: &[u64]) {
+        let bits = self.size.div_ceil(self.granularity);
+        for (index, more) in (first..self.words.len()).zip(words) {
+            let left = bits - index as u64 * WORD;
+            let inside = u64::MAX >> (WORD - left.min(WORD));
+            let word = &mut self.words[index];
+            self.count += u64::from((more & inside & !*word).count_ones());
+            *word |= more & inside;
+        }
     }
 
     /// The start of the first part from `start` on whose bit is set in what `of` makes of its word.
@@ -149,6 +208,45 @@ mod tests {
         bitmap.set(range(4096, 4608));
         assert_eq!(bitmap.next_run(4608, u64::MAX), None);
         assert_eq!(bitmap.next_run(0, u64::MAX), Some(range(4096, 4608)));
+    }
+
+    #[test]
+    fn a_merge_reaches_every_part_that_is_touched() {
+        let mut fine = DirtyBitmap::new(1 << 20, 512);
+        fine.set(range(65536 - 512, 65536 + 512));
+        let mut coarse = DirtyBitmap::new(1 << 20, 65536);
+        coarse.merge(&fine);
+        assert_eq!(coarse.next_run(0, u64::MAX), Some(range(0, 131_072)));
+        fine.merge(&coarse);
+        assert_eq!(fine.dirty_bytes(), 131_072);
+        let mut other = DirtyBitmap::new(1 << 20, 512);
+        other.set(range(131_072 - 512, 131_072 + 512));
+        fine.merge(&other);
+        assert_eq!(fine.dirty_bytes(), 131_072 + 512);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_clean_when_it_comes_again() {
+        let mut bitmap = DirtyBitmap::new(100 * 4096, 4096);
+        bitmap.set(range(0, u64::MAX));
+        bitmap.resize(70 * 4096 + 1);
+        assert_eq!(bitmap.dirty_bytes(), 71 * 4096);
+        bitmap.resize(200 * 4096);
+        assert_eq!(bitmap.dirty_bytes(), 71 * 4096);
+        assert_eq!(bitmap.next_run(0, u64::MAX), Some(range(0, 71 * 4096)));
+        bitmap.resize(0);
+        assert!(bitmap.is_clean());
+    }
+
+    #[test]
+    fn words_go_out_and_come_back() {
+        let mut bitmap = DirtyBitmap::new(100 * 512, 512);
+        bitmap.set(range(63 * 512, 66 * 512));
+        let mut copy = DirtyBitmap::new(100 * 512, 512);
+        copy.set_words(0, bitmap.words());
+        assert_eq!(copy, bitmap);
+        copy.set_words(1, &[u64::MAX, u64::MAX]);
+        assert_eq!(copy.dirty_bytes(), 37 * 512, "only what the disk has");
     }
 
     #[test]

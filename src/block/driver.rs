@@ -12,7 +12,7 @@ use crate::buffer::{FileSlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
-use super::{Child, DebugEvent, Extent, Limits, Permissions, RangeGuard, Role};
+use super::{BitmapStore, Child, DebugEvent, Extent, Limits, Permissions, RangeGuard, Role};
 
 /// The future of a request to a driver. A dropped future does not stop I/O that has begun.
 pub type IoFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + 'a>>;
@@ -267,6 +267,11 @@ pub trait Driver: Any {
 
     /// Writes everything out and leaves the image clean. No request follows.
     fn close(&self) -> IoFuture<'_, ()>;
+
+    /// Where the driver stores bitmaps with its image.
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        None
+    }
 
     /// It changes its child's traffic and has no content of its own.
     fn is_filter(&self) -> bool {

@@ -8,8 +8,13 @@
 //! Invariants:
 //! - Everything here belongs to one I/O thread and is not `Send`.
 //! - The graph changes only inside a drained section (see [`Graph::drain`]).
+//! - What changes a node's content is in its dirty bitmaps when it was answered, and marked in what is
+//!   stored of them before it begins.
 //! - An edge never has permissions that another edge to the same node does not share.
 
+mod bitmap;
+mod bitmap_store;
+mod bitmaps;
 mod child;
 mod debug_event;
 mod delivery;
@@ -17,6 +22,7 @@ mod dirty_bitmap;
 mod drain;
 mod driver;
 mod graph;
+mod kept_regions;
 mod limits;
 mod node;
 mod occupation;
@@ -31,6 +37,9 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
+pub use bitmap::{Bitmap, BitmapFlags, BusyBitmap, FrozenBitmap};
+pub use bitmap_store::BitmapStore;
+pub use bitmaps::Bitmaps;
 pub use child::{Child, Parent, Passage, Role};
 pub use debug_event::{DEBUG_EVENTS, DebugEvent};
 pub use dirty_bitmap::DirtyBitmap;
@@ -40,6 +49,7 @@ pub use driver::{
     WriteFlags, ZeroFlags,
 };
 pub use graph::{BlockEvent, Graph, NodeSpec};
+pub use kept_regions::KeptRegions;
 pub use limits::Limits;
 pub use node::{DetectZeroes, DiscardMode, Node, NodeOptions, NodeStatistics, is_well_formed};
 pub use occupation::{Content, Occupation};

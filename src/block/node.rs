@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 use super::drain::Condition;
 use super::occupation::Occupations;
-use super::{Child, Driver, NodeSpec, Permissions, RangeLock, Role};
+use super::{Bitmaps, Child, Driver, NodeSpec, Permissions, RangeLock, Role};
 
 /// What becomes of discard requests to a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,13 +87,16 @@ pub struct Node {
     /// Orders padded writes (read-modify-write) with aligned ones.
     pub(super) padding: RangeLock,
     flushes: FlushGate,
+    bitmaps: Rc<Bitmaps>,
     pub(super) occupations: Rc<Occupations>,
 }
 
 impl Node {
     pub(super) fn new(spec: NodeSpec, driver: Box<dyn Driver>) -> Node {
+        let stored = driver.bitmap_store().map(|store| store.bitmaps().clone());
         Node {
             name: spec.name,
+            bitmaps: stored.unwrap_or_default(),
             driver,
             options: Cell::new(spec.options),
             file_name: RefCell::new(spec.file_name),
@@ -122,6 +125,11 @@ impl Node {
     /// The driver as its own type, for who knows it.
     pub fn driver_as<T: Driver>(&self) -> Option<&T> {
         self.driver.as_any().downcast_ref()
+    }
+
+    /// The dirty bitmaps of the node.
+    pub fn bitmaps(&self) -> &Bitmaps {
+        &self.bitmaps
     }
 
     /// Bytes in the node.
