@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::block::{Child, DiscardMode, Driver, Node, NodeOptions, NodeSpec, Permissions};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::{OpenOptions, Qcow2};
+use crate::format::qcow2::{BitmapKeeping, OpenOptions, Qcow2};
 use crate::format::raw::Raw;
 use crate::protocol::file::{File, FileOptions};
 use crate::protocol::null::{Null, NullOptions};
@@ -223,6 +223,7 @@ impl Blockdev {
                 pass_discard: special.pass_discard_request.unwrap_or(unmap),
                 discard_no_unref: special.discard_no_unref,
                 caches: special.caches,
+                keeping: BitmapKeeping::default(),
             },
         )
         .await?;

@@ -7,7 +7,7 @@ use liveblk::error::Result;
 use liveblk::filter::{CopyOnRead, GuestReads};
 use liveblk::format::qcow2::check::{CheckResult, check};
 use liveblk::format::qcow2::create::{CreateOptions, create};
-use liveblk::format::qcow2::{CacheSizes, OpenOptions, Qcow2};
+use liveblk::format::qcow2::{BitmapKeeping, CacheSizes, OpenOptions, Qcow2};
 use liveblk::runtime::Handle;
 use liveblk::testing::{
     DiskOptions, Power, Random, SimulatedDisk, VolatileStore, attach, full_access, insert,
@@ -114,6 +114,11 @@ pub(crate) async fn open_image(
         backing: edge.clone(),
         pass_discard: geometry.pass_discard,
         caches: geometry.caches(),
+        // Small enough that they matter to a small disk.
+        keeping: BitmapKeeping {
+            region: Some(16 << 10),
+            most_marked: 4,
+        },
         ..OpenOptions::default()
     };
     let driver = match Qcow2::open(file.clone(), options).await {

@@ -1,7 +1,11 @@
 //! Malformed and hostile images: opening, reading and writing them ends, in success or in an error
 //! that says what is wrong; never in a panic, a hang or a huge allocation.
 
-use liveblk::block::{Graph, Node, TruncateOptions, WriteFlags, ZeroFlags};
+use std::rc::Rc;
+
+use liveblk::block::{
+    Bitmap, BitmapFlags, DirtyBitmap, Graph, Node, TruncateOptions, WriteFlags, ZeroFlags,
+};
 use liveblk::buffer::MemorySlice;
 use liveblk::error::Result;
 use liveblk::range::ByteRange;
@@ -32,10 +36,31 @@ fn valid_image(seed: u64) -> (Geometry, Vec<u8>) {
         let options = WorkloadOptions::default();
         let workload = Workload::new(&handle, guest, Model::zeroed(size), options, seed);
         workload.run(30).await;
+        if made.version == 3 && seed.is_multiple_of(2) {
+            add_bitmaps(&chain).await;
+            workload.run(30).await;
+        }
+        if seed.is_multiple_of(4) {
+            // As a crash leaves it: bitmaps in use.
+            chain.guest.flush().await.expect("no fault");
+            return chain.disks[0].to_bytes();
+        }
         chain.close().await.expect("no fault");
         chain.disks[0].to_bytes()
     });
     (geometry, bytes)
+}
+
+async fn add_bitmaps(chain: &Chain) {
+    let node = chain.guest.node();
+    for granularity in [512, 65536] {
+        let bits = DirtyBitmap::new(node.size(), granularity);
+        let flags = BitmapFlags::ENABLED | BitmapFlags::PERSISTENT;
+        let bitmap = Bitmap::new(format!("b{granularity}"), flags, bits);
+        node.bitmaps().add(Rc::new(bitmap));
+    }
+    let store = node.driver().bitmap_store().expect("qcow2 stores bitmaps");
+    store.update().await.expect("no fault");
 }
 
 /// An image of any bytes, as a fuzzer makes it.

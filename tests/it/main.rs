@@ -3,6 +3,8 @@
 // Clippy takes functions beside the tests of an integration binary for shipped code.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "testing")]
+mod bitmaps;
 mod blockdev;
 #[cfg(feature = "testing")]
 mod chain;

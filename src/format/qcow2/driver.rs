@@ -4,8 +4,8 @@ use std::any::Any;
 use std::rc::Rc;
 
 use crate::block::{
-    Child, DebugEvent, Driver, Extent, Forward, IoFuture, Limits, Permissions, Role, Transfer,
-    TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+    BitmapStore, Child, DebugEvent, Driver, Extent, Forward, IoFuture, Limits, Permissions, Role,
+    Transfer, TransferGuard, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 use crate::buffer::Payload;
 use crate::error::Result;
@@ -137,12 +137,20 @@ impl Driver for Qcow2 {
     }
 
     fn close(&self) -> IoFuture<'_, ()> {
-        Box::pin(self.write_everything())
+        Box::pin(async move {
+            let stored = self.close_bitmaps().await;
+            self.write_everything().await.and(stored)
+        })
+    }
+
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        Some(self)
     }
 }
 
 impl Qcow2 {
     async fn become_read_only(&self) -> Result<()> {
+        self.close_bitmaps().await?;
         self.write_everything().await?;
         self.writable.set(false);
         self.read_only.set(true);

@@ -52,6 +52,8 @@ bitflags! {
         const BITMAPS = 1;
         /// The external data file is raw.
         const DATA_FILE_RAW = 1 << 1;
+        /// Ours: bitmaps that are marked in use have all that has changed, and perhaps more.
+        const BITMAPS_KEPT = 1 << 63;
         const _ = !0;
     }
 }

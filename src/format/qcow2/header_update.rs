@@ -36,8 +36,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// What a first write to the image needs: the autoclear bits say that whoever writes keeps
-    /// bitmaps up to date, which is not done here.
+    /// What a first write to the image needs: autoclear bits say that whoever writes knows of something,
+    /// and here no more is known than bitmaps.
     pub(super) async fn prepare_write(&self) -> Result<()> {
         if self.writable.get() {
             return Ok(());
@@ -50,8 +50,9 @@ impl Qcow2 {
                 message,
             ));
         }
-        if self.header.borrow().autoclear != Autoclear::empty() {
-            self.update_header(|header| header.autoclear = Autoclear::empty())
+        let known = Autoclear::BITMAPS | Autoclear::BITMAPS_KEPT;
+        if !known.contains(self.header.borrow().autoclear) {
+            self.update_header(|header| header.autoclear &= known)
                 .await?;
         }
         self.writable.set(true);

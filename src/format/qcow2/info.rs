@@ -1,7 +1,7 @@
 //! What queries show of an image.
 
-use super::Qcow2;
 use super::header::{BackingReference, CompressionType, Incompatible};
+use super::{BitmapInfo, Qcow2};
 
 /// `ImageInfoSpecificQCow2` and what goes with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub struct Qcow2Info {
     pub extended_l2: bool,
     /// Internal snapshots.
     pub snapshots: u32,
+    /// Bitmaps in the image.
+    pub bitmaps: Vec<BitmapInfo>,
     /// Backing reference in the header.
     pub backing: Option<BackingReference>,
 }
@@ -45,6 +47,7 @@ impl Qcow2 {
             compression_type: header.compression,
             extended_l2: false,
             snapshots: header.snapshots,
+            bitmaps: self.bitmap_infos(),
             backing: header.backing.clone(),
         }
     }

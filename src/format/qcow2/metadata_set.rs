@@ -61,7 +61,11 @@ impl MetadataSet {
         Ok(set)
     }
 
-    fn add(&mut self, what: &str, first: HostCluster, count: u64) -> Result<()> {
+    /// Takes in what is not there yet.
+    ///
+    /// # Errors
+    /// Some of it is.
+    pub(super) fn add(&mut self, what: &str, first: HostCluster, count: u64) -> Result<()> {
         for cluster in first.0..first.0 + count {
             if !self.clusters.insert(cluster) {
                 let message =

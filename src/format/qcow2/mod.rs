@@ -11,10 +11,11 @@
 //! - A host cluster that lost its mapping is used again only when the disk has no mapping to it and no
 //!   transfer that saw the mapping is in flight (`epochs`).
 //! - Whoever changes the mapping of a guest cluster holds its lock; locks are taken in the order
-//!   guest clusters, L2 tables, allocation, write-back, header.
+//!   bitmaps, guest clusters, L2 tables, allocation, write-back, header.
 //! - No `RefCell` borrow lives over an await.
 
 mod allocator;
+mod bitmaps;
 pub mod check;
 pub mod compressed;
 mod corruption;
@@ -54,6 +55,7 @@ use std::rc::Rc;
 use crate::block::{Child, DebugEvent, Graph, RangeLock};
 
 use allocator::Allocator;
+use bitmaps::StoredBitmaps;
 use corruption::Health;
 use epochs::Epochs;
 use header::Header;
@@ -64,6 +66,7 @@ use table::Table;
 use turn::Turn;
 use write_back::Progress;
 
+pub use bitmaps::{BitmapInfo, BitmapKeeping};
 pub use info::Qcow2Info;
 pub use open::{CacheSizes, OpenOptions};
 
@@ -101,6 +104,7 @@ pub struct Qcow2 {
     clusters: RangeLock,
     progress: Progress,
     decompressed: RefCell<read::Decompressed>,
+    bitmaps: StoredBitmaps,
 }
 
 impl Qcow2 {

@@ -10,6 +10,7 @@ use crate::range::align_up;
 
 use super::Qcow2;
 use super::allocator::Allocator;
+use super::bitmaps::{BitmapKeeping, Purpose, StoredBitmaps};
 use super::corruption::Health;
 use super::epochs::Epochs;
 use super::header::{Header, Incompatible, V3_LENGTH, invalid};
@@ -89,6 +90,8 @@ pub struct OpenOptions {
     pub discard_no_unref: bool,
     /// Metadata caches.
     pub caches: CacheSizes,
+    /// What persistent bitmaps cost while the image is written.
+    pub keeping: BitmapKeeping,
 }
 
 impl Qcow2 {
@@ -132,7 +135,9 @@ impl Qcow2 {
             clusters: RangeLock::new(),
             progress: Progress::default(),
             decompressed: RefCell::default(),
+            bitmaps: StoredBitmaps::new(options.keeping),
         };
+        image.load_bitmaps().await?;
         if !options.read_only {
             image.become_writable().await?;
         }
@@ -173,7 +178,8 @@ impl Qcow2 {
         if incompatible.contains(Incompatible::DIRTY) {
             self.rebuild_refcounts().await?;
         }
-        Ok(())
+        self.claim_bitmaps()?;
+        self.store_bitmaps(Purpose::Opening).await
     }
 }
 

@@ -69,6 +69,9 @@ impl Qcow2 {
                 self.refer(&mut references, offset, 1);
             }
         }
+        for (offset, bytes) in self.bitmap_places().await {
+            self.refer(&mut references, offset, bytes);
+        }
         let entries = self.l1.borrow().entries().to_vec();
         for (index, entry) in entries.into_iter().enumerate() {
             if let Some(offset) = L1Entry(entry).offset() {

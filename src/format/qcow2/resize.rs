@@ -13,6 +13,7 @@ impl Qcow2 {
     /// Sets the size; durable when answered. New bytes read as zeroes: a longer backing file does not
     /// show, nor does what a shorter disk left in its last cluster.
     pub(super) async fn resize(&self, size: u64) -> Result<()> {
+        self.check_bitmaps_for_resize()?;
         self.prepare_write().await?;
         if !size.is_multiple_of(512) {
             let message = "The new size must be a multiple of 512";
@@ -24,6 +25,7 @@ impl Qcow2 {
         } else if size > before {
             self.grow(size, before).await?;
         }
+        self.resize_bitmaps(size, before).await;
         Ok(())
     }
 
