@@ -15,6 +15,7 @@
 
 mod access;
 mod backing_name;
+mod bitmaps;
 mod blkdebug_description;
 mod chain;
 mod create;
@@ -45,6 +46,7 @@ use crate::runtime::Handle;
 
 use effective::Source;
 
+pub use bitmaps::NewBitmap;
 pub use chain::{chain_contains, find_in_chain};
 pub use description::{
     BackingDescription, ChildDescription, Description, DriverOptions, FileDescription,

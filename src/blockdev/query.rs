@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Node, NodeOptions, NodeStatistics, Role};
+use crate::block::{Bitmap, BitmapFlags, Node, NodeOptions, NodeStatistics, Role};
 use crate::error::Result;
 use crate::filter::MirrorTop;
 use crate::protocol::file::{DiscardStatistics, File};
@@ -25,15 +25,19 @@ pub struct NodeInfo {
     pub backing_file: Option<String>,
     /// Backing and filtered nodes below; 0 in a flat answer.
     pub backing_file_depth: u64,
-    /// What jobs remember of it.
+    /// Its bitmaps, and what jobs remember of it, newest first.
     pub dirty_bitmaps: Vec<DirtyBitmapInfo>,
     /// The image behind it.
     pub image: ImageInfo,
 }
 
-/// A dirty bitmap that a job has for itself, without a name.
-#[derive(Clone, Copy, Debug)]
+/// A dirty bitmap.
+#[derive(Clone, Debug)]
 pub struct DirtyBitmapInfo {
+    /// Its name; one that a job has for itself has none.
+    pub name: Option<String>,
+    /// The states that hold.
+    pub flags: BitmapFlags,
     /// Bytes that a bit stands for.
     pub granularity: u64,
     /// Bytes that are dirty.
@@ -95,13 +99,44 @@ fn node_info(node: &Rc<Node>, show: Show) -> NodeInfo {
         options: node.options(),
         backing_file: backing.map(|edge| edge.node().file_name()),
         backing_file_depth: depth_of(&image),
-        dirty_bitmaps: node.driver_as().map(of_mirror).into_iter().collect(),
+        dirty_bitmaps: dirty_bitmaps(node),
         image,
     }
 }
 
+fn dirty_bitmaps(node: &Node) -> Vec<DirtyBitmapInfo> {
+    let bitmaps = node.bitmaps().all();
+    let own = bitmaps.iter().rev().flat_map(|bitmap| of_user(bitmap));
+    node.driver_as()
+        .map(of_mirror)
+        .into_iter()
+        .chain(own)
+        .collect()
+}
+
+/// While it is frozen, what records beside it is shown before it.
+fn of_user(bitmap: &Bitmap) -> impl Iterator<Item = DirtyBitmapInfo> {
+    let granularity = bitmap.granularity();
+    let beside = bitmap.dirty_since_frozen().map(|count| DirtyBitmapInfo {
+        name: None,
+        flags: bitmap.flags() & BitmapFlags::ENABLED,
+        granularity,
+        count,
+    });
+    let named = DirtyBitmapInfo {
+        name: Some(bitmap.name().to_owned()),
+        flags: bitmap.flags(),
+        granularity,
+        count: bitmap.dirty_bytes(),
+    };
+    beside.into_iter().chain([named])
+}
+
+/// Records nothing but what the job is told.
 fn of_mirror(mirror: &MirrorTop) -> DirtyBitmapInfo {
     DirtyBitmapInfo {
+        name: None,
+        flags: BitmapFlags::empty(),
         granularity: mirror.granularity(),
         count: mirror.dirty_bytes(),
     }

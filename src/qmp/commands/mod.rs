@@ -3,6 +3,7 @@
 //! Arguments have passed the schema. Commands turn them into the typed options of the layers below and
 //! results into JSON; whatever more they decide belongs into those layers.
 
+mod bitmap;
 mod block_graph;
 mod chain_job;
 mod control;
@@ -129,6 +130,27 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
     ("change-backing-file", |context, args| {
         Box::pin(async move { snapshot::change_backing_file(&context, Args::new(&args)).await })
+    }),
+    ("block-dirty-bitmap-add", |context, args| {
+        Box::pin(async move { bitmap::add(&context, Args::new(&args)).await })
+    }),
+    ("block-dirty-bitmap-remove", |context, args| {
+        Box::pin(async move { bitmap::remove(&context, Args::new(&args)).await })
+    }),
+    ("block-dirty-bitmap-clear", |context, args| {
+        done(bitmap::clear(&context, Args::new(&args)))
+    }),
+    ("block-dirty-bitmap-enable", |context, args| {
+        Box::pin(async move { bitmap::enable(&context, Args::new(&args), true).await })
+    }),
+    ("block-dirty-bitmap-disable", |context, args| {
+        Box::pin(async move { bitmap::enable(&context, Args::new(&args), false).await })
+    }),
+    ("block-dirty-bitmap-merge", |context, args| {
+        Box::pin(async move { bitmap::merge(&context, Args::new(&args)).await })
+    }),
+    ("x-debug-block-dirty-bitmap-sha256", |context, args| {
+        done(bitmap::sha256(&context, Args::new(&args)))
     }),
     ("query-named-block-nodes", |context, args| {
         done(node_info::query_nodes(&context, Args::new(&args)))

@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
-use crate::block::DetectZeroes;
+use crate::block::{BitmapFlags, DetectZeroes};
 use crate::blockdev::{DirtyBitmapInfo, FormatSpecific, ImageInfo, NodeInfo};
 use crate::export::ExportType;
-use crate::format::qcow2::Qcow2Info;
 use crate::format::qcow2::header::CompressionType;
+use crate::format::qcow2::{BitmapInfo, Qcow2Info};
 use crate::qmp::schema::Args;
 
 /// `query-named-block-nodes`: newest node first.
@@ -76,15 +76,19 @@ fn device_info(node: &NodeInfo) -> Value {
     info
 }
 
-/// One that a job has for itself records nothing but what the job is told.
 fn dirty_bitmap(bitmap: &DirtyBitmapInfo) -> Value {
-    json!({
+    let is = |flag| bitmap.flags.contains(flag);
+    let mut info = json!({
         "count": bitmap.count,
         "granularity": bitmap.granularity,
-        "recording": false,
-        "busy": false,
-        "persistent": false,
-    })
+        "recording": is(BitmapFlags::ENABLED),
+        "busy": is(BitmapFlags::BUSY),
+        "persistent": is(BitmapFlags::PERSISTENT),
+    });
+    set(&mut info, "name", bitmap.name.as_deref());
+    let inconsistent = is(BitmapFlags::INCONSISTENT);
+    set(&mut info, "inconsistent", inconsistent.then_some(true));
+    info
 }
 
 /// `ImageInfo`, as qemu-img shows it, too.
@@ -143,7 +147,20 @@ fn qcow2_info(image: &Qcow2Info) -> Value {
         info["corrupt"] = image.corrupt.into();
         info["extended-l2"] = image.extended_l2.into();
     }
+    if !image.bitmaps.is_empty() {
+        info["bitmaps"] = image.bitmaps.iter().map(stored_bitmap).collect();
+    }
     info
+}
+
+fn stored_bitmap(bitmap: &BitmapInfo) -> Value {
+    let flags = [("in-use", bitmap.in_use), ("auto", bitmap.auto)];
+    let set: Vec<&str> = flags
+        .iter()
+        .filter(|(_, set)| *set)
+        .map(|(name, _)| *name)
+        .collect();
+    json!({"name": bitmap.name, "granularity": bitmap.granularity, "flags": set})
 }
 
 fn set(object: &mut Value, name: &str, value: Option<impl Into<Value>>) {

@@ -6,6 +6,7 @@
 //! says why. The folder's other files hold the types by subject.
 
 mod args;
+mod bitmap;
 mod check;
 mod control;
 mod device;
@@ -162,6 +163,7 @@ pub fn commands() -> impl Iterator<Item = &'static Command> {
         device::COMMANDS,
         snapshot::COMMANDS,
         transaction::COMMANDS,
+        bitmap::COMMANDS,
         export::COMMANDS,
         job::COMMANDS,
         object::COMMANDS,

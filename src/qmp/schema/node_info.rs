@@ -63,6 +63,7 @@ static DIRTY_BITMAP_INFO: Object = Object::new(
         req("recording", BOOL),
         req("busy", BOOL),
         req("persistent", BOOL),
+        opt("inconsistent", BOOL),
     ],
 );
 
@@ -125,9 +126,24 @@ static QCOW2_SPECIFIC: Object = Object::new(
         opt("lazy-refcounts", BOOL),
         opt("corrupt", BOOL),
         req("refcount-bits", INT),
+        opt("bitmaps", Type::Array(&Type::Object(&QCOW2_BITMAP))),
         req("compression-type", Type::Enum(&COMPRESSION_TYPE)),
     ],
 );
+
+static QCOW2_BITMAP: Object = Object::new(
+    "Qcow2BitmapInfo",
+    &[
+        req("name", STR),
+        req("granularity", INT),
+        req("flags", Type::Array(&Type::Enum(&QCOW2_BITMAP_FLAGS))),
+    ],
+);
+
+static QCOW2_BITMAP_FLAGS: Enum = Enum {
+    name: "Qcow2BitmapInfoFlags",
+    values: &["in-use", "auto"],
+};
 
 static COMPRESSION_TYPE: Enum = Enum {
     name: "Qcow2CompressionType",

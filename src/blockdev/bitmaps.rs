@@ -1,0 +1,241 @@
+//! Dirty bitmaps for users: adding, removing and changing them by name.
+
+use std::rc::Rc;
+
+use sha2::{Digest, Sha256};
+
+use crate::block::{Bitmap, BitmapFlags, DirtyBitmap, Node};
+use crate::error::{Error, ErrorKind, Result};
+use crate::format::qcow2::Qcow2;
+
+use super::value::invalid;
+use super::{Blockdev, names};
+
+/// Bounds of the granularity that is chosen where none is given.
+const LEAST_DEFAULT: u64 = 4096;
+const MOST_DEFAULT: u64 = 65536;
+/// The finest granularity.
+const FINEST: u32 = 512;
+
+/// A bitmap as `block-dirty-bitmap-add` asks for it.
+#[derive(Clone, Debug)]
+pub struct NewBitmap {
+    /// Device or node.
+    pub node: String,
+    /// Its name.
+    pub name: String,
+    /// Bytes that a bit stands for; by the node's clusters where it is not given.
+    pub granularity: Option<u32>,
+    /// Stored with the image.
+    pub persistent: bool,
+    /// It does not record until it is enabled.
+    pub disabled: bool,
+}
+
+impl Blockdev {
+    /// `block-dirty-bitmap-add`.
+    ///
+    /// # Errors
+    /// In QEMU's words.
+    pub async fn add_bitmap(&self, new: NewBitmap) -> Result<Rc<Bitmap>> {
+        let node = names::find_either(&self.graph, &new.node)?;
+        if new.name.is_empty() {
+            return Err(invalid("Bitmap name cannot be empty"));
+        }
+        let granularity = granularity(&node, new.granularity)?;
+        if new.persistent {
+            check_persistent(&node, &new.name, granularity)?;
+        }
+        check_name(&node, &new.name)?;
+        check_bits(node.size(), granularity)?;
+        let bits = DirtyBitmap::new(node.size(), granularity);
+        let mut flags = BitmapFlags::empty();
+        flags.set(BitmapFlags::ENABLED, !new.disabled);
+        flags.set(BitmapFlags::PERSISTENT, new.persistent);
+        let bitmap = Rc::new(Bitmap::new(new.name, flags, bits));
+        if !new.persistent {
+            node.bitmaps().add(bitmap.clone());
+            return Ok(bitmap);
+        }
+        // No write is in flight that what is stored knows nothing of.
+        let _drained = self.graph.drain(std::slice::from_ref(&node)).await?;
+        node.bitmaps().add(bitmap.clone());
+        if let Err(error) = store(&node).await {
+            node.bitmaps().remove(&bitmap);
+            return Err(error);
+        }
+        Ok(bitmap)
+    }
+
+    /// `block-dirty-bitmap-remove`.
+    ///
+    /// # Errors
+    /// In QEMU's words.
+    pub async fn remove_bitmap(&self, node: &str, name: &str) -> Result<()> {
+        let (node, bitmap) = self.find_bitmap(node, name)?;
+        bitmap.check_not(BitmapFlags::BUSY | BitmapFlags::READ_ONLY)?;
+        node.bitmaps().remove(&bitmap);
+        if let Err(error) = store_if_persistent(&node, &bitmap).await {
+            node.bitmaps().add(bitmap);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// `block-dirty-bitmap-clear`. Answers what was dirty, for an undo.
+    ///
+    /// # Errors
+    /// In QEMU's words.
+    pub fn clear_bitmap(&self, node: &str, name: &str) -> Result<(Rc<Bitmap>, DirtyBitmap)> {
+        let (_, bitmap) = self.find_bitmap(node, name)?;
+        let before = bitmap.clear()?;
+        Ok((bitmap, before))
+    }
+
+    /// `block-dirty-bitmap-enable` and `-disable`. Answers whether it recorded before, for an undo.
+    ///
+    /// # Errors
+    /// In QEMU's words.
+    pub async fn enable_bitmap(
+        &self,
+        node: &str,
+        name: &str,
+        enable: bool,
+    ) -> Result<(Rc<Bitmap>, bool)> {
+        let (node, bitmap) = self.find_bitmap(node, name)?;
+        bitmap.check_not(BitmapFlags::BUSY | BitmapFlags::INCONSISTENT)?;
+        let before = bitmap.is(BitmapFlags::ENABLED);
+        bitmap.set_flags(BitmapFlags::ENABLED, enable);
+        if before != enable
+            && let Err(error) = store_if_persistent(&node, &bitmap).await
+        {
+            bitmap.set_flags(BitmapFlags::ENABLED, before);
+            return Err(error);
+        }
+        Ok((bitmap, before))
+    }
+
+    /// `block-dirty-bitmap-merge`: `sources` are names, of the target's node where none is given.
+    /// Answers what was dirty in the target, for an undo.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing has changed.
+    pub async fn merge_bitmaps(
+        &self,
+        node: &str,
+        target: &str,
+        sources: &[(Option<&str>, &str)],
+    ) -> Result<(Rc<Bitmap>, DirtyBitmap)> {
+        let (owner, target) = self.find_bitmap(node, target)?;
+        let find = |(other, name): &(Option<&str>, &str)| {
+            let (_, bitmap) = self.find_bitmap(other.unwrap_or(node), name)?;
+            Ok(bitmap)
+        };
+        let sources: Vec<Rc<Bitmap>> = sources.iter().map(find).collect::<Result<_>>()?;
+        let before = target.merge(&sources)?;
+        if let Err(error) = store_if_persistent(&owner, &target).await {
+            target.replace_bits(before);
+            return Err(error);
+        }
+        Ok((target, before))
+    }
+
+    /// `x-debug-block-dirty-bitmap-sha256`: the digest of the bits, in hexadecimal.
+    ///
+    /// # Errors
+    /// There is no such bitmap.
+    pub fn bitmap_sha256(&self, node: &str, name: &str) -> Result<String> {
+        let (_, bitmap) = self.find_bitmap(node, name)?;
+        let mut digest = Sha256::new();
+        bitmap.with_bits(|bits| {
+            for word in bits.words() {
+                digest.update(word.to_le_bytes());
+            }
+        });
+        let bytes = digest.finalize();
+        Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+
+    /// The bitmap of this name of the node of this name, and the node.
+    ///
+    /// # Errors
+    /// There is no such node, or no such bitmap.
+    pub fn find_bitmap(&self, node: &str, name: &str) -> Result<(Rc<Node>, Rc<Bitmap>)> {
+        let Some(node) = self.graph.find(node) else {
+            let message = format!("Node '{node}' not found");
+            return Err(Error::new(ErrorKind::NotFound, message));
+        };
+        match node.bitmaps().find(name) {
+            Some(bitmap) => Ok((node, bitmap)),
+            None => {
+                let message = format!("Dirty bitmap '{name}' not found");
+                Err(Error::new(ErrorKind::NotFound, message))
+            }
+        }
+    }
+}
+
+fn granularity(node: &Rc<Node>, given: Option<u32>) -> Result<u64> {
+    match given {
+        Some(bytes) if bytes.is_power_of_two() && bytes >= FINEST => Ok(bytes.into()),
+        Some(_) => Err(invalid("Granularity must be power of 2 and at least 512")),
+        None => {
+            let cluster = cluster_size(node).unwrap_or(MOST_DEFAULT);
+            Ok(cluster.clamp(LEAST_DEFAULT, MOST_DEFAULT))
+        }
+    }
+}
+
+/// Of the image that the node shows, perhaps through filters.
+fn cluster_size(node: &Rc<Node>) -> Option<u64> {
+    let image = node.without_filters();
+    let qcow2 = image.driver_as::<Qcow2>()?;
+    Some(qcow2.info().cluster_size)
+}
+
+/// What is stored of the node's bitmaps follows them; durable when answered.
+async fn store(node: &Rc<Node>) -> Result<()> {
+    match node.driver().bitmap_store() {
+        Some(store) => store.update().await,
+        None => Ok(()),
+    }
+}
+
+async fn store_if_persistent(node: &Rc<Node>, bitmap: &Bitmap) -> Result<()> {
+    match bitmap.is(BitmapFlags::PERSISTENT) {
+        true => store(node).await,
+        false => Ok(()),
+    }
+}
+
+fn check_persistent(node: &Rc<Node>, name: &str, granularity: u64) -> Result<()> {
+    if let Some(store) = node.driver().bitmap_store() {
+        return store.check_new(name, granularity);
+    }
+    let message = format!(
+        "Can't store persistent bitmaps to {}: Operation not supported",
+        node.name()
+    );
+    Err(Error::new(ErrorKind::Unsupported, message))
+}
+
+fn check_name(node: &Rc<Node>, name: &str) -> Result<()> {
+    if node.bitmaps().find(name).is_some() {
+        return Err(invalid(format!("Bitmap already exists: {name}")));
+    }
+    if name.len() > Bitmap::LONGEST_NAME {
+        return Err(invalid(format!("Bitmap name too long: {name}")));
+    }
+    Ok(())
+}
+
+fn check_bits(size: u64, granularity: u64) -> Result<()> {
+    if size.div_ceil(granularity) <= Bitmap::MOST_BITS {
+        return Ok(());
+    }
+    let message = format!(
+        "A bitmap of {granularity} bytes granularity for {size:#x} bytes takes too much memory. Use larger \
+         granularity"
+    );
+    Err(invalid(message))
+}
