@@ -35,7 +35,7 @@ impl Qcow2 {
         let fate = match (self.version, unmap) {
             (3, true) => Fate::Zero,
             (3, false) => Fate::KeepZero,
-            (_, true) if self.backing().is_none() => Fate::Unallocated,
+            (_, true) if self.is_zero_below() => Fate::Unallocated,
             _ => {
                 let message = "the zero flag is only supported by version 3 and newer";
                 return Err(Error::from_errno(Errno::EOPNOTSUPP, message));
@@ -89,7 +89,7 @@ impl Qcow2 {
             drop(guard);
             let is_zero = match run.mapping {
                 Mapping::Zero | Mapping::ZeroAllocated(_) => true,
-                Mapping::Unallocated => self.backing().is_none(),
+                Mapping::Unallocated => self.is_zero_below(),
                 _ => false,
             };
             if !is_zero {
@@ -125,12 +125,17 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// There is no backing file, nor does the header name one that may be attached later.
+    fn is_zero_below(&self) -> bool {
+        self.backing().is_none() && self.header.borrow().backing.is_none()
+    }
+
     /// Unallocated clusters from a guest offset on are what they should be.
     fn is_fate_of_unallocated(&self, fate: Fate, start: u64) -> bool {
         match fate {
             Fate::Unallocated => true,
             // A job may give the image a longer backing file: zeroes that were asked for are said here.
-            Fate::Zero | Fate::KeepZero => self.backing().is_none(),
+            Fate::Zero | Fate::KeepZero => self.is_zero_below(),
             Fate::Discarded => {
                 let size = self.backing().map_or(0, |backing| backing.node().size());
                 start >= size
