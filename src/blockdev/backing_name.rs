@@ -49,12 +49,22 @@ pub(super) fn resolve(overlay: &Node, name: &str) -> Result<String> {
                        file in the description of the node ('backing')";
         return Err(Error::new(ErrorKind::Unsupported, message));
     }
+    Ok(combine(overlay, path_of(name)?))
+}
+
+/// The path that a file name means.
+///
+/// # Errors
+/// It is no file that it names.
+pub(super) fn path_of(name: &str) -> Result<&str> {
     let name = name.strip_prefix("file:").unwrap_or(name);
-    if let Some(protocol) = protocol_of(name) {
-        let message = format!("Unknown protocol '{protocol}'");
-        return Err(Error::new(ErrorKind::Unsupported, message));
+    match protocol_of(name) {
+        None => Ok(name),
+        Some(protocol) => {
+            let message = format!("Unknown protocol '{protocol}'");
+            Err(Error::new(ErrorKind::Unsupported, message))
+        }
     }
-    Ok(combine(overlay, name))
 }
 
 /// A name relative to the directory of the overlay's file, as it is.
@@ -144,18 +154,9 @@ pub(super) fn leads_to_device(path: &str) -> bool {
 /// # Errors
 /// [`ErrorKind::InvalidImage`] naming what it looks like; what reading it says.
 pub(super) async fn check_undeclared(backing: &Node) -> Result<()> {
-    let Some(edge) = backing.child(Role::File) else {
-        return Ok(());
-    };
-    let start = MemorySlice::zeroed(LOOKED_AT);
-    edge.read(0, start.clone().into()).await?;
-    let start = start.to_vec();
-    let found = MAGIC
-        .iter()
-        .find(|(offset, magic, _)| start[*offset..].starts_with(magic));
-    match found {
+    match looks_like(backing).await? {
         None => Ok(()),
-        Some((_, _, format)) => Err(Error::new(
+        Some(format) => Err(Error::new(
             ErrorKind::InvalidImage,
             format!(
                 "'{}' looks like a {format} image, but the overlay does not say which format its \
@@ -164,6 +165,23 @@ pub(super) async fn check_undeclared(backing: &Node) -> Result<()> {
             ),
         )),
     }
+}
+
+/// The format that the first bytes of a raw image look like.
+///
+/// # Errors
+/// What reading them says.
+pub(super) async fn looks_like(raw: &Node) -> Result<Option<&'static str>> {
+    let Some(edge) = raw.child(Role::File) else {
+        return Ok(None);
+    };
+    let start = MemorySlice::zeroed(LOOKED_AT);
+    edge.read(0, start.clone().into()).await?;
+    let start = start.to_vec();
+    let found = MAGIC
+        .iter()
+        .find(|(offset, magic, _)| start[*offset..].starts_with(magic));
+    Ok(found.map(|(_, _, format)| *format))
 }
 
 fn file_name_of(node: &Node) -> String {

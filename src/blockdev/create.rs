@@ -22,9 +22,15 @@ impl Blockdev {
     /// # Errors
     /// In QEMU's words; somebody uses the file; a file that was not there before is removed.
     pub async fn create_file(&self, filename: &str, size: u64) -> Result<()> {
+        self.create_sized(filename, size).await?;
+        Ok(())
+    }
+
+    /// As [`Blockdev::create_file`], for who may have to undo it.
+    pub(super) async fn create_sized(&self, filename: &str, size: u64) -> Result<Created> {
         let created = create_file(&self.handle, filename).await?;
         match self.empty(&created, size).await {
-            Ok(()) => Ok(()),
+            Ok(()) => Ok(created),
             Err(error) => {
                 created.undo(&self.handle).await;
                 Err(error)
@@ -33,6 +39,7 @@ impl Blockdev {
     }
 
     async fn empty(&self, created: &Created, size: u64) -> Result<()> {
+        self.check_unused(created)?;
         let file = FileDescription::named(&created.filename, FileKind::Regular);
         let options = NodeOptions::default();
         let spec = NodeSpec {

@@ -24,6 +24,7 @@ mod effective;
 mod file_name;
 mod filter_description;
 mod image_info;
+mod mirror_target;
 mod names;
 mod open;
 mod origin;
@@ -54,7 +55,8 @@ pub use description::{
 };
 pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
-pub use names::{check_not_busy, find_device_or_node, find_either, find_node};
+pub use mirror_target::{MirrorTarget, NewMirrorTarget};
+pub use names::{check_not_busy, find_device_or_node, find_either, find_listed, find_node};
 pub use query::{DirtyBitmapInfo, NodeInfo, StatisticsInfo};
 pub use snapshot::{Snapshot, SnapshotMode, SnapshotSync};
 pub use value::Value;
@@ -159,6 +161,12 @@ impl Blockdev {
     /// What an overlay's header gets as the name of this node.
     pub fn name_for_header(&self, node: &Node) -> String {
         file_name::for_header(node)
+    }
+
+    /// A node's header names a backing file, but none is attached.
+    pub fn lacks_backing(&self, node: &Rc<Node>) -> bool {
+        let image = node.without_filters();
+        chain::header_reference(&image).is_some() && image.child(Role::Backing).is_none()
     }
 
     /// A node's header names what is attached as its backing file now.

@@ -64,7 +64,7 @@ pub fn find_device_or_node(
 ///
 /// # Errors
 /// There is none.
-pub(super) fn find_listed(graph: &Graph, name: &str) -> Result<Rc<Node>> {
+pub fn find_listed(graph: &Graph, name: &str) -> Result<Rc<Node>> {
     graph.find(name).ok_or_else(|| {
         let message = format!("Failed to find node with node-name='{name}'");
         Error::new(ErrorKind::NotFound, message)

@@ -8,7 +8,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::block::{Action, Child, DrainedSection, IoFuture, Node, Permission, Permissions};
+use crate::block::{
+    Action, Child, DrainedSection, IoFuture, Node, NodeOptions, Permission, Permissions,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::file::{Created, FileKind};
 
@@ -104,7 +106,7 @@ impl Blockdev {
         let created = match request.mode {
             SnapshotMode::Existing => None,
             SnapshotMode::AbsolutePaths => Some(
-                self.create_overlay(&old, &request.snapshot_file, format)
+                self.create_image_file(&request.snapshot_file, format, old.size(), Some(&old))
                     .await?,
             ),
         };
@@ -184,6 +186,23 @@ impl Blockdev {
         name: &str,
         format: &str,
     ) -> Result<Description> {
+        let like = old.options();
+        let nothing = BackingDescription::Nothing;
+        let mut overlay = self
+            .image_description(&like, filename, format, nothing)
+            .await?;
+        overlay.node_name = Some(name.to_owned());
+        Ok(overlay)
+    }
+
+    /// Describes an image in a file or on a device, opened with the options of another node.
+    pub(super) async fn image_description(
+        &self,
+        like: &NodeOptions,
+        filename: &str,
+        format: &str,
+        backing: BackingDescription,
+    ) -> Result<Description> {
         let path = filename.to_owned();
         let is_device = self
             .handle
@@ -203,7 +222,7 @@ impl Blockdev {
         let driver = match format {
             "qcow2" => DriverOptions::Qcow2 {
                 file,
-                backing: BackingDescription::Nothing,
+                backing,
                 options: Qcow2Description::default(),
             },
             "raw" => DriverOptions::Raw {
@@ -215,9 +234,8 @@ impl Blockdev {
                 return Err(Error::new(ErrorKind::Unsupported, message));
             }
         };
-        let like = old.options();
         Ok(Description {
-            node_name: Some(name.to_owned()),
+            node_name: None,
             shared: SharedOptions {
                 read_only: Some(like.read_only),
                 auto_read_only: Some(like.auto_read_only),

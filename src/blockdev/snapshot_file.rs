@@ -1,4 +1,4 @@
-//! The image file of a new overlay.
+//! The image file of a new overlay, or of a copy.
 
 use std::rc::Rc;
 
@@ -23,29 +23,37 @@ pub(super) const CREATOR: Permissions = Permissions {
 };
 
 impl Blockdev {
-    /// Creates the image of an overlay over `old`; what the file held is lost.
+    /// Creates an image of `size` bytes, which reads as zeroes or as its backing file; what the file held
+    /// is lost.
     ///
     /// # Errors
     /// In QEMU's words; a file that was not there before is removed.
-    pub(super) async fn create_overlay(
+    pub(super) async fn create_image_file(
         &self,
-        old: &Rc<Node>,
         filename: &str,
         format: &str,
+        size: u64,
+        backing: Option<&Rc<Node>>,
     ) -> Result<Created> {
-        let backing = BackingReference {
-            file: file_name::for_header(old),
-            format: Some(old.driver().driver_name().to_owned()),
-        };
-        check_format(format)?;
-        if backing.file == filename {
+        check_format(format, backing.is_some())?;
+        let backing = backing.map(|node| BackingReference {
+            file: file_name::for_header(node),
+            format: Some(node.driver().driver_name().to_owned()),
+        });
+        if backing
+            .as_ref()
+            .is_some_and(|backing| backing.file == filename)
+        {
             return Err(invalid(
                 "Error: Trying to create an image with the same filename as the backing file",
             ));
         }
+        if format == "raw" {
+            return self.create_sized(filename, size).await;
+        }
         let options = CreateOptions {
-            backing: Some(backing),
-            ..CreateOptions::new(old.size())
+            backing,
+            ..CreateOptions::new(size)
         };
         options.check()?;
         let created = create_file(&self.handle, filename).await?;
@@ -85,7 +93,7 @@ impl Blockdev {
     }
 
     /// Lock bytes say this too, but not for nodes with `locking=off`.
-    fn check_unused(&self, created: &Created) -> Result<()> {
+    pub(super) fn check_unused(&self, created: &Created) -> Result<()> {
         let nodes = self.graph.nodes();
         let user = nodes.iter().find(|node| {
             !node.children().is_empty() && identity_of(node) == Some(created.identity)
@@ -97,9 +105,10 @@ impl Blockdev {
     }
 }
 
-fn check_format(format: &str) -> Result<()> {
+fn check_format(format: &str, has_backing: bool) -> Result<()> {
     let text = match format {
         "qcow2" => return Ok(()),
+        "raw" if !has_backing => return Ok(()),
         "raw" | "file" | "host_device" | "null-co" | "null-aio" => {
             format!("Backing file not supported for file format '{format}'")
         }
