@@ -61,7 +61,7 @@ use crate::block::{Child, Limits};
 pub use blkdebug::{Blkdebug, BlkdebugOptions, InjectError, IoTypes, SetState};
 pub use commit_top::CommitTop;
 pub use copy_on_read::{CopyOnRead, GuestReads};
-pub use mirror_top::{CopyMode, DirtySink, MirrorTop};
+pub use mirror_top::{CopyMode, MirrorNews, MirrorOptions, MirrorSink, MirrorTop, Place};
 pub use preallocate::{Preallocate, PreallocateOptions};
 pub use throttle::{Rate, Throttle, ThrottleGroup, ThrottleGroups, ThrottleLimits};
 

@@ -52,6 +52,11 @@ pub trait Work {
         Err(Error::new(ErrorKind::InvalidArgument, message))
     }
 
+    /// Of a mirror: all is copied, and what is written goes to both.
+    fn is_in_step(&self) -> Option<bool> {
+        None
+    }
+
     /// There is nothing to do: whoever starts the job may wait for its end.
     fn ends_at_once(&self) -> bool {
         false
@@ -89,6 +94,8 @@ pub struct Job {
     pub(super) ends_well: Cell<bool>,
     ends_at_once: Cell<bool>,
     work: RefCell<Option<Weak<dyn Work>>>,
+    /// What the work said last of [`Work::is_in_step`].
+    in_step: Cell<Option<bool>>,
     pub(super) cancelled: Cell<Cancelled>,
     pub(super) completing: Cell<bool>,
     pub(super) finalizing: Cell<bool>,
@@ -119,6 +126,7 @@ impl Job {
             ends_well: Cell::new(false),
             ends_at_once: Cell::new(false),
             work: RefCell::default(),
+            in_step: Cell::default(),
             cancelled: Cell::new(Cancelled::No),
             completing: Cell::new(false),
             finalizing: Cell::new(false),
@@ -189,6 +197,19 @@ impl Job {
         self.ends_well.set(work.ends_well_when_cancelled_ready());
         self.ends_at_once
             .set(work.ends_at_once() && self.options.auto_finalize);
+    }
+
+    /// Of a mirror: all is copied, and what is written goes to both.
+    pub fn is_in_step(&self) -> Option<bool> {
+        match self.work() {
+            Some(work) => work.is_in_step(),
+            None => self.in_step.get(),
+        }
+    }
+
+    /// The work ends.
+    pub(super) fn remember(&self, work: &dyn Work) {
+        self.in_step.set(work.is_in_step());
     }
 
     /// The work, while there is some.
@@ -281,6 +302,13 @@ impl Job {
         }
         self.pieces.set(self.pieces.get() + 1);
         Some(Piece { job: self.clone() })
+    }
+
+    /// Waits while the job is paused. A pause that came while the last piece was in flight would be missed
+    /// else: nobody is admitted any more.
+    pub async fn until_unpaused(&self) {
+        self.until(|| !self.paused.get() || self.is_cancelled())
+            .await;
     }
 
     /// Waits until the job is told something (completed, cancelled, resumed) or `holds`.

@@ -11,6 +11,8 @@ pub enum JobKind {
     Stream,
     /// Pushes what is above a node into it.
     Commit,
+    /// Copies a device and follows it.
+    Mirror,
 }
 
 impl JobKind {
@@ -20,6 +22,7 @@ impl JobKind {
             JobKind::Create => "create",
             JobKind::Stream => "stream",
             JobKind::Commit => "commit",
+            JobKind::Mirror => "mirror",
         }
     }
 

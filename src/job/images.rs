@@ -23,6 +23,9 @@ pub trait Images {
     /// What an overlay's header gets as the name of this node.
     fn name_for_header(&self, node: &Node) -> String;
 
+    /// The node's header names a backing file, but none is attached.
+    fn lacks_backing(&self, node: &Rc<Node>) -> bool;
+
     /// The node's header names what is attached as its backing file now.
     fn backing_changed(&self, node: &Node);
 }

@@ -189,6 +189,7 @@ async fn run(job: &Rc<Job>, work: Rc<dyn Work>, changes: &Mutex<()>) {
     }
     let turn = changes.lock().await;
     work.clean(succeeded).await;
+    job.remember(&*work);
     drop(turn);
     let report = job.report();
     job.tell(if job.is_cancelled() {

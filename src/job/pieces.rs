@@ -22,6 +22,11 @@ pub(super) trait Pieces {
 
     /// A piece whose error is ignored is tried again, not left out.
     fn retries(&self) -> bool;
+
+    /// What a piece counts against the speed limit, in bytes.
+    fn cost(&self, piece: ByteRange) -> u64 {
+        piece.length()
+    }
 }
 
 /// Works off pieces for a job.
@@ -94,7 +99,7 @@ impl Crew {
             };
             admission = again;
         }
-        self.job.account(piece.length());
+        self.job.account(pieces.cost(piece));
         pieces.ended(piece);
         Ok(())
     }

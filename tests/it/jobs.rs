@@ -4,6 +4,7 @@
 mod crash;
 mod engine;
 mod faults;
+mod mirror;
 mod model;
 mod plan;
 mod regressions;

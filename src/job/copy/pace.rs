@@ -36,6 +36,7 @@ pub struct Pace {
     looked: Cell<Instant>,
     seen: Cell<u64>,
     limit: Cell<usize>,
+    most: usize,
 }
 
 impl Pace {
@@ -50,9 +51,18 @@ impl Pace {
             looked: Cell::new(handle.now()),
             seen: Cell::new(0),
             limit: Cell::new(FEW),
+            most: MOST,
         };
         pace.seen.set(pace.guest().requests);
         pace
+    }
+
+    /// Never lets more pieces than this be in flight.
+    pub fn at_most(self, most: usize) -> Pace {
+        Pace {
+            most: most.clamp(1, MOST),
+            ..self
+        }
     }
 
     /// Pieces that may be in flight now; 1 to 16.
@@ -62,12 +72,13 @@ impl Pace {
             self.looked.set(now);
             self.look();
         }
-        self.limit.get()
+        self.limit.get().min(self.most)
     }
 
     /// Bytes that a piece should have: short ones while there is a guest to give way to.
     pub fn piece_length(&self) -> u64 {
-        match self.limit() {
+        self.limit();
+        match self.limit.get() {
             0..=FEW => 1 << 20,
             _ => 8 << 20,
         }

@@ -1,180 +1,165 @@
-//! `commit` of the active layer: pushes everything above the base into it while a guest writes, then
-//! follows the guest until it is told to complete (the base takes the active layer's place) or to end.
+//! Copies a node to another while a guest writes it, then follows the guest until it is told to complete
+//! (the target takes the place of what it is a copy of) or to end (the target stays what it is then).
 //!
-//! The base changes only where a layer above hides it, so that the chain shows the same at every instant,
-//! and no header is changed at all. Where a guest writes faster than is copied, its writes go to both.
+//! Where a guest writes faster than is copied, its writes go to both.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::chain::{check_no_other_reader, layers};
-use super::commit::{Commit, MIXED, open_base};
-use super::copy::{Copier, CopyError, CopyOptions, Pace};
-use super::pieces::{Crew, Pieces};
-use super::site::Site;
-use super::{ErrorPolicies, Job, JobKind, LocalFuture, Work, Workshop};
-use crate::block::{Child, Node, Permission, Permissions, Role, status_above};
-use crate::error::{Error, ErrorKind, Result};
-use crate::filter::{CopyMode, MirrorTop};
+use super::Course;
+use super::pass::Passes;
+use crate::block::{Child, Node};
+use crate::error::{Error, Result};
+use crate::filter::{CopyMode, MirrorNews, MirrorTop};
+use crate::job::copy::{Copier, CopyError, CopyOptions, Pace};
+use crate::job::pieces::{Crew, Pieces};
+use crate::job::site::Site;
+use crate::job::{ErrorAction, Job, JobKind, LocalFuture, Operation, Work, Workshop};
 use crate::range::ByteRange;
 
-/// Bytes that one dirty bit stands for, where the base's clusters are not smaller.
-const MOST_GRANULARITY: u64 = 64 << 10;
-const LEAST_GRANULARITY: u64 = 4 << 10;
+/// Bytes that a step moves through memory at most.
+const MOST_BUFFER: u64 = 1 << 20;
 
-/// Bytes in a piece at most where a speed limit pays for each, as in QEMU.
-const LIMITED_PIECE: u64 = 16 << 20;
+/// Rounds after it was told to end in which what is dirty still does not count as little.
+const LAST_ROUNDS: u32 = 3;
 
-/// Others may use the active layer, and nobody resizes it.
-const FOLLOWED: Permissions = Permissions {
-    required: Permission::empty(),
-    shared: Permission::all().difference(Permission::RESIZE),
-};
-
-/// Of the job's I/O, through the filter.
-const FOLLOWER: Permissions = Permissions {
-    required: Permission::CONSISTENT_READ,
-    shared: FOLLOWED.shared,
-};
-
-/// Starts a commit of the active layer.
-///
-/// # Errors
-/// In QEMU's words; nothing has changed.
-pub async fn commit_active(workshop: &Workshop, arguments: Commit) -> Result<Rc<Job>> {
-    let committed = layers(&arguments.top, Some(&arguments.base));
-    check_no_other_reader(&committed, &arguments.base)?;
-    let job = workshop
-        .jobs
-        .create(JobKind::Commit, arguments.job.clone())?;
-    let site = Site::new(workshop, JobKind::Commit, &arguments.job.id);
-    match set_up(&site, &arguments, &committed).await {
-        Ok((filter, gate)) => {
-            site.begin();
-            let work = ActiveCommit {
-                workshop: workshop.clone(),
-                pace: Rc::new(Pace::new(workshop.jobs.handle(), gate.clone(), Vec::new())),
-                // The guest may move clusters of the source while they are copied.
-                copier: Copier::new(CopyOptions {
-                    file_slices: false,
-                    ..CopyOptions::default()
-                }),
-                cursor: Cell::new(0),
-                pass: Cell::new(Pass::default()),
-                pivots: Cell::new(true),
-                arguments,
-                filter,
-                gate,
-                site,
-                job: job.clone(),
-            };
-            workshop.jobs.start(&job, Rc::new(work));
-            Ok(job)
-        }
-        Err(error) => {
-            site.restore().await;
-            workshop.jobs.give_up(&job);
-            Err(error)
-        }
-    }
+/// What a job is set up to follow with.
+pub(in crate::job) struct Post {
+    /// The filter above the source, a [`MirrorTop`].
+    pub(in crate::job) filter: Rc<Node>,
+    /// The job's edge to it.
+    pub(in crate::job) gate: Rc<Child>,
+    /// What was taken for the job.
+    pub(in crate::job) site: Site,
 }
 
-async fn set_up(
-    site: &Site,
-    arguments: &Commit,
-    committed: &[Rc<Node>],
-) -> Result<(Rc<Node>, Rc<Child>)> {
-    let Commit { top, base, .. } = arguments;
-    let name = arguments.filter_node_name.as_deref();
-    open_base(site, arguments).await?;
-    let cluster = u64::from(base.driver().limits().optimal_transfer);
-    let granularity = cluster.clamp(LEAST_GRANULARITY, MOST_GRANULARITY);
-    let children = [(Role::Backing, top), (Role::Target, base)];
-    let put = site.put_filter(name, &children, |edges| {
-        let (child, target) = (edges[0].clone(), edges[1].clone());
-        let mirror = MirrorTop::new(child, target, granularity);
-        mirror.set_mode(arguments.copy_mode);
-        Box::new(mirror)
-    });
-    let filter = put.await?;
-    let gate = site.hold(Role::MainNode, &filter, FOLLOWER)?;
-    site.hold(Role::Source, top, FOLLOWED)?;
-    site.hold(Role::Target, base, Permissions::NONE)?;
-    for layer in committed.iter().skip(1) {
-        site.hold(Role::IntermediateNode, layer, MIXED)?;
-    }
-    Ok((filter, gate))
-}
-
-/// What was dirty when the job began to go through the disk once more.
-#[derive(Clone, Copy, Default)]
-struct Pass {
-    dirty: u64,
-    /// Passes in a row that left more than half of what there was.
-    in_vain: u32,
-    /// Passes since nothing was dirty.
-    passes: u32,
-}
-
-/// After so many passes in vain the guest's writes go to both.
-const MOST_IN_VAIN: u32 = 2;
-
-/// After so many passes without an end they do too: the guest may write in bursts.
-const MOST_PASSES: u32 = 16;
-
-struct ActiveCommit {
+/// The work of a job that follows.
+pub(in crate::job) struct Follower {
     workshop: Workshop,
-    arguments: Commit,
+    pub(super) course: Course,
     filter: Rc<Node>,
-    gate: Rc<Child>,
+    pub(super) gate: Rc<Child>,
     copier: Copier,
     pace: Rc<Pace>,
+    /// When the target gets users' writes, once the job has begun to copy.
+    mode: Cell<CopyMode>,
+    begun: Cell<bool>,
     /// Where to look for something dirty next.
     cursor: Cell<u64>,
-    pass: Cell<Pass>,
-    /// At the end the base takes the active layer's place.
+    passes: Passes,
+    /// Rounds since it was told to end.
+    last_rounds: Cell<u32>,
+    /// At the end the target takes the place of what it copies.
     pivots: Cell<bool>,
     site: Site,
-    job: Rc<Job>,
+    pub(super) job: Rc<Job>,
 }
 
-impl ActiveCommit {
-    fn mirror(&self) -> &MirrorTop {
+impl Follower {
+    /// The work of `job`, not begun yet.
+    pub(in crate::job) fn new(
+        workshop: &Workshop,
+        job: &Rc<Job>,
+        course: Course,
+        post: Post,
+    ) -> Follower {
+        let Post { filter, gate, site } = post;
+        let buffer = course.buffer.min(MOST_BUFFER);
+        let most = (course.buffer / buffer).max(1);
+        let pace = Pace::new(workshop.jobs.handle(), gate.clone(), Vec::new());
+        Follower {
+            pace: Rc::new(pace.at_most(most as usize)),
+            copier: Copier::new(CopyOptions {
+                buffer_length: buffer as usize,
+                unmap: course.unmap,
+                // The guest may move clusters of the source while they are copied.
+                file_slices: false,
+            }),
+            mode: Cell::new(course.copy_mode),
+            begun: Cell::new(false),
+            cursor: Cell::new(0),
+            passes: Passes::default(),
+            last_rounds: Cell::new(0),
+            pivots: Cell::new(true),
+            workshop: workshop.clone(),
+            job: job.clone(),
+            course,
+            filter,
+            gate,
+            site,
+        }
+    }
+
+    pub(super) fn mirror(&self) -> &MirrorTop {
         match self.filter.driver_as() {
             Some(mirror) => mirror,
-            None => unreachable!("the filter of an active commit is a mirror_top node"),
+            None => unreachable!("the filter of a job that follows is a mirror_top node"),
         }
+    }
+
+    pub(super) fn whole(&self) -> ByteRange {
+        ByteRange::between(0, self.course.source.size())
+    }
+
+    /// Carries out pieces until there are none, or the job is cancelled.
+    pub(super) async fn work_off(&self, pieces: Rc<dyn Pieces>) -> Result<()> {
+        let crew = Crew::new(&self.job, self.course.on_error);
+        crew.work_off(pieces, &self.pace).await?;
+        Ok(())
     }
 
     async fn follow(self: Rc<Self>) -> Result<()> {
-        let job = &self.job;
-        let weak = Rc::downgrade(job);
-        self.mirror().on_dirty(Some(Rc::new(move |bytes| {
-            if let Some(job) = weak.upgrade() {
-                job.add_total(bytes);
-                job.look_again();
-            }
-        })));
-        self.mark_allocated().await?;
+        self.hear();
+        self.begin().await?;
+        self.begun.set(true);
+        self.mirror().set_mode(self.mode.get());
         loop {
-            let crew = Crew::new(job, ErrorPolicies::both(self.arguments.on_error));
-            crew.work_off(self.clone(), &self.pace).await?;
-            if job.is_cancelled() {
+            let told = self.is_told_to_end();
+            if told {
+                // However much is written from now on, no more becomes dirty, but by discards.
+                self.change_mode(CopyMode::WriteBlocking);
+                self.last_rounds.set(self.last_rounds.get() + 1);
+            }
+            self.work_off(self.clone()).await?;
+            self.job.until_unpaused().await;
+            if self.job.is_cancelled() {
                 return Ok(());
             }
-            if !self.mirror().is_clean() {
+            if !self.is_nearly_clean() {
                 continue;
             }
-            job.become_ready();
-            if self.is_told_to_end() {
-                return self.end_in_step().await;
-            }
-            job.until_told(|| !self.mirror().is_clean()).await;
-            if self.is_told_to_end() {
-                // However much is written from now on, no more becomes dirty.
-                self.mirror().set_mode(CopyMode::WriteBlocking);
+            self.job.become_ready();
+            if !told {
+                self.job.until_told(|| !self.mirror().is_clean()).await;
+            } else if self.end().await? {
+                return Ok(());
+            } else {
+                self.last_rounds.set(0);
             }
         }
+    }
+
+    /// The job's progress goes by what the filter tells.
+    fn hear(&self) {
+        let weak = Rc::downgrade(&self.job);
+        self.mirror().on_news(Some(Rc::new(move |news| {
+            let Some(job) = weak.upgrade() else { return };
+            match news {
+                MirrorNews::Dirty(bytes) => {
+                    job.add_total(bytes);
+                    job.look_again();
+                }
+                MirrorNews::Followed(bytes) => {
+                    job.add_total(bytes);
+                    job.advance(bytes);
+                }
+            }
+        })));
+    }
+
+    /// Nothing is left to copy, or so little that users can wait for it.
+    fn is_nearly_clean(&self) -> bool {
+        self.mirror().is_clean() || self.last_rounds.get() > LAST_ROUNDS
     }
 
     fn is_told_to_end(&self) -> bool {
@@ -183,36 +168,53 @@ impl ActiveCommit {
         told && !job.is_paused()
     }
 
-    /// All is copied, and what is written goes to both.
-    async fn end_in_step(&self) -> Result<()> {
-        self.pivots.set(!self.job.is_cancelled_softly());
-        let _passage = self.gate.enter().await;
-        self.mirror().target().flush().await
+    /// What is written goes to both. False: something failed, and is to be copied again.
+    async fn end(&self) -> Result<bool> {
+        let pivots = !self.job.is_cancelled_softly();
+        self.pivots.set(pivots);
+        if !self.flush().await? {
+            return Ok(false);
+        }
+        if pivots {
+            return Ok(true);
+        }
+        Ok(self.part().await? && self.flush().await?)
     }
 
-    /// What a layer above the base has is to be copied.
-    async fn mark_allocated(&self) -> Result<()> {
-        let Commit { top, base, .. } = &self.arguments;
-        let size = top.size();
-        let mut start = 0;
-        while start < size && !self.job.is_cancelled() {
-            let _passage = self.gate.enter().await;
-            let rest = ByteRange::between(start, size);
-            let status = status_above(top, Some(base), rest).await?;
-            let next = start + status.extent.length;
-            if status.depth > 0 {
-                self.mirror().mark(ByteRange::between(start, next));
-            }
-            start = next;
+    /// From one instant on the target stays what it is.
+    async fn part(&self) -> Result<bool> {
+        let filter = std::slice::from_ref(&self.filter);
+        let _drained = self.workshop.graph.drain(filter).await?;
+        if self.catch_up().await.is_err() {
+            // What failed is dirty again: it is met where the policy for it is known.
+            return Ok(false);
         }
-        Ok(())
+        self.mirror().part();
+        Ok(true)
+    }
+
+    async fn flush(&self) -> Result<bool> {
+        let passage = self.gate.enter().await;
+        let flushed = self.mirror().target().flush().await;
+        drop(passage);
+        let Err(error) = flushed else {
+            return Ok(true);
+        };
+        let policy = self.course.on_error.of(Operation::Write);
+        if self.job.failed(policy, Operation::Write, &error) == ErrorAction::Report {
+            return Err(error);
+        }
+        // Whatever was written since the last flush may be lost.
+        self.mirror().rejoin();
+        self.mirror().mark(self.whole());
+        Ok(false)
     }
 
     fn find(&self) -> Option<ByteRange> {
         let most = if self.job.speed() > 0 {
-            LIMITED_PIECE
+            self.course.buffer
         } else {
-            self.pace.piece_length()
+            self.piece_length()
         };
         let mirror = self.mirror();
         let found = mirror.take(self.cursor.get(), most).or_else(|| {
@@ -223,64 +225,77 @@ impl ActiveCommit {
         Some(found)
     }
 
-    /// The end of the disk was reached: does copying get ahead of the guest?
+    fn piece_length(&self) -> u64 {
+        self.pace.piece_length().min(self.course.buffer)
+    }
+
+    /// The end of the disk was reached.
     fn begin_pass(&self) {
         let mirror = self.mirror();
-        let (before, dirty) = (self.pass.get(), mirror.dirty_bytes());
-        if dirty == 0 {
-            self.pass.set(Pass::default());
-            return;
-        }
-        let in_vain = if dirty > before.dirty / 2 {
-            before.in_vain + 1
-        } else {
-            0
-        };
-        let passes = before.passes + 1;
-        self.pass.set(Pass {
-            dirty,
-            in_vain,
-            passes,
-        });
-        let converges = in_vain <= MOST_IN_VAIN && passes <= MOST_PASSES;
-        if !converges && mirror.mode() == CopyMode::Background {
+        let dirty = mirror.dirty_bytes();
+        if !self.passes.begin(dirty) && mirror.mode() == CopyMode::Background {
             tracing::info!(
                 job = self.job.id(),
                 dirty,
                 "the guest writes faster than is copied: its writes go to both from now on"
             );
-            mirror.set_mode(CopyMode::WriteBlocking);
+            self.change_mode(CopyMode::WriteBlocking);
+        }
+    }
+
+    fn change_mode(&self, mode: CopyMode) {
+        self.mode.set(mode);
+        if self.begun.get() {
+            self.mirror().set_mode(mode);
         }
     }
 
     async fn copy(&self, piece: ByteRange) -> Result<(), CopyError> {
-        let mirror = self.mirror();
         let _passage = self.gate.enter().await;
+        self.copy_within(piece).await
+    }
+
+    /// No gate is waited at.
+    async fn copy_within(&self, piece: ByteRange) -> Result<(), CopyError> {
+        let mirror = self.mirror();
         let _held = mirror.hold(piece).await;
         let (from, to) = (mirror.source(), mirror.target());
         self.copier.copy(from, to, piece).await
     }
 
-    /// The base takes the active layer's place.
+    /// The target takes the place of what it copies.
     async fn pivot(&self) -> Result<()> {
-        let base = &self.arguments.base;
+        let Course { source, target, .. } = &self.course;
         let graph = &self.workshop.graph;
-        let drained = graph.drain(&[self.filter.clone(), base.clone()]).await?;
+        self.get_ready().await?;
+        let drained = graph.drain(&[self.filter.clone(), target.clone()]).await?;
         self.catch_up().await?;
         self.mirror().target().flush().await?;
-        let mut users = self.filter.parents();
-        users.retain(|edge| edge.follows());
-        graph.redirect(&drained, &users, base)?;
-        self.site.leave_writable(base);
+        self.mirror().part();
+        graph.refresh_permissions(std::slice::from_ref(&self.filter))?;
+        graph.redirect(&drained, &self.users(), target)?;
+        self.site.leave_writable(target);
+        if self.course.becomes_backing {
+            self.workshop.images.make_read_only(source).await?;
+        }
+        drop(drained);
         Ok(())
     }
 
-    /// A write to both may have failed at the base; nobody writes now.
+    /// What can be done while users go on.
+    async fn get_ready(&self) -> Result<()> {
+        let _passage = self.gate.enter().await;
+        self.catch_up().await?;
+        self.mirror().target().flush().await
+    }
+
+    /// Copies what is dirty: a write to both may have failed at the target.
     async fn catch_up(&self) -> Result<()> {
         let mirror = self.mirror();
-        while let Some(piece) = mirror.take(0, self.pace.piece_length()) {
-            let copied = self.copier.copy(mirror.source(), mirror.target(), piece);
-            if let Err(failure) = copied.await {
+        let mut from = 0;
+        while let Some(piece) = mirror.take(from, self.piece_length()) {
+            from = piece.end();
+            if let Err(failure) = self.copy_within(piece).await {
                 mirror.mark(piece);
                 return Err(failure.error().duplicate());
             }
@@ -288,9 +303,17 @@ impl ActiveCommit {
         }
         Ok(())
     }
+
+    /// Whose disk is exchanged.
+    fn users(&self) -> Vec<Rc<Child>> {
+        let replaced = self.course.replaced.as_ref().unwrap_or(&self.filter);
+        let mut users = replaced.parents();
+        users.retain(|edge| edge.follows());
+        users
+    }
 }
 
-impl Pieces for ActiveCommit {
+impl Pieces for Follower {
     fn next(&self) -> LocalFuture<'_, Option<ByteRange>> {
         Box::pin(async { self.find() })
     }
@@ -310,7 +333,7 @@ impl Pieces for ActiveCommit {
     }
 }
 
-impl Work for ActiveCommit {
+impl Work for Follower {
     fn run(self: Rc<Self>, _job: Rc<Job>) -> LocalFuture<'static, Result<()>> {
         Box::pin(self.follow())
     }
@@ -327,19 +350,24 @@ impl Work for ActiveCommit {
 
     fn clean(&self, _succeeded: bool) -> LocalFuture<'_, ()> {
         Box::pin(async {
-            self.mirror().on_dirty(None);
+            self.mirror().on_news(None);
             self.site.restore().await;
         })
     }
 
     fn change_copy_mode(&self, mode: CopyMode) -> Result<()> {
-        let mirror = self.mirror();
-        if mode == CopyMode::Background && mirror.mode() == CopyMode::WriteBlocking {
+        if mode == CopyMode::Background && self.mode.get() == CopyMode::WriteBlocking {
             let message = "Change to copy mode 'background' is not implemented";
-            return Err(Error::new(ErrorKind::InvalidArgument, message));
+            return Err(Error::refused(message));
         }
-        mirror.set_mode(mode);
+        self.change_mode(mode);
         Ok(())
+    }
+
+    fn is_in_step(&self) -> Option<bool> {
+        let mirror = self.mirror();
+        let both = mirror.mode() == CopyMode::WriteBlocking && mirror.is_clean();
+        (self.job.kind() == JobKind::Mirror).then_some(both)
     }
 
     fn ends_well_when_cancelled_ready(&self) -> bool {

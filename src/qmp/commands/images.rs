@@ -27,6 +27,10 @@ impl Images for OpenImages {
         self.0.name_for_header(node)
     }
 
+    fn lacks_backing(&self, node: &Rc<Node>) -> bool {
+        self.0.lacks_backing(node)
+    }
+
     fn backing_changed(&self, node: &Node) {
         self.0.backing_changed(node);
     }

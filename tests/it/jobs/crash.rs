@@ -11,7 +11,7 @@ use liveblk::testing::{
     DiskOptions, Model, Power, Random, Workload, WorkloadOptions, for_each_seed, simulate,
 };
 
-use super::plan::{Chain, Plan, options, start, whole, workload};
+use super::plan::{Chain, MIRRORS, Plan, options, start, whole, workload};
 use super::stage::{Kind, Stage, Stored, World};
 use crate::chain::check_disk;
 
@@ -39,7 +39,7 @@ struct Run {
 }
 
 /// The jobs of a sweep, on chains of 4 layers: A, B, C and the active one.
-const JOBS: [(Plan, End); 12] = [
+const JOBS: [(Plan, End); 18] = [
     (whole_chain(0), End::Whole),
     (stream(0, 2), End::Whole),
     (stream(1, 3), End::Whole),
@@ -52,6 +52,12 @@ const JOBS: [(Plan, End); 12] = [
     (commit(0, 2), End::Whole),
     (commit(0, 2), End::Softly),
     (commit(0, 3), End::Hard),
+    (MIRRORS[0], End::Whole),
+    (MIRRORS[1], End::Whole),
+    (MIRRORS[2], End::Whole),
+    (MIRRORS[3], End::Whole),
+    (MIRRORS[0], End::Softly),
+    (MIRRORS[2], End::Hard),
 ];
 
 const fn whole_chain(device: usize) -> Plan {
@@ -104,7 +110,15 @@ impl Run {
 async fn doings(stage: Rc<Stage>, workload: Workload, run: Run, ended: Rc<Cell<bool>>) {
     let handle = stage.world.handle.clone();
     workload.run(15).await;
-    let target = stage.disk(stage.layers()[run.plan.target()].name());
+    let target = match run.plan.target() {
+        Some(layer) => stage.disk(stage.layers()[layer].name()),
+        None => {
+            stage
+                .prepare_target(run.plan.backing(&stage).as_ref())
+                .await
+                .disk
+        }
+    };
     target.set_options(DiskOptions {
         ignores_flush: run.careless,
         ..run.disk
@@ -133,7 +147,7 @@ async fn lead(stage: &Stage, job: &Rc<Job>, run: &Run) {
             .sleep(Duration::from_micros(run.seed * 397 % 5000))
             .await;
         let _ = job.cancel(true);
-    } else if run.plan.is_active_commit() {
+    } else if run.plan.follows() {
         while job.status() != Status::Ready {
             handle.sleep(Duration::from_micros(200)).await;
         }

@@ -37,7 +37,7 @@ fn a_set_up_that_fails_leaves_no_trace() {
             // The base is shorter than what is committed into it.
             let (stage, content) = staged(&handle, 5, &[MIB / 2, MIB, MIB]).await;
             let layers = stage.layers();
-            let target = layers[plan.target()].clone();
+            let target = layers[plan.target().unwrap_or(0)].clone();
             // Somebody who lets nobody write, or change what is streamed.
             let jealous = Permissions {
                 required: Permission::CONSISTENT_READ,

@@ -12,10 +12,10 @@ use liveblk::testing::{
 };
 use nix::errno::Errno;
 
-use super::plan::{Chain, Plan, options, start, whole};
+use super::plan::{Chain, MIRRORS, Plan, options, start, whole};
 use super::stage::{Stage, World};
 
-const JOBS: [Plan; 6] = [
+const JOBS: [Plan; 9] = [
     Plan::Stream {
         device: 0,
         base: None,
@@ -31,13 +31,16 @@ const JOBS: [Plan; 6] = [
     Plan::Commit { top: 1, base: 2 },
     Plan::Commit { top: 1, base: 3 },
     Plan::Commit { top: 0, base: 2 },
+    MIRRORS[0],
+    MIRRORS[1],
+    MIRRORS[2],
 ];
 
 #[derive(Clone, Debug)]
 struct Trial {
     seed: u64,
     plan: Plan,
-    /// Which layer's disk fails; 0 is the active one.
+    /// Which layer's disk fails; 0 is the active one, and the one after the last is a mirror's target.
     layer: usize,
     fault: Fault,
     policy: ErrorPolicy,
@@ -90,6 +93,8 @@ async fn lead(stage: &Stage, job: &Rc<Job>) -> u64 {
         match job.status() {
             Status::Concluded | Status::Null => return stops,
             Status::Ready => drop(job.complete()),
+            // A disk that failed a flush may fail for ever.
+            Status::Paused | Status::Standby if stops > 50 => drop(job.cancel(true)),
             Status::Paused | Status::Standby => {
                 stops += 1;
                 job.resume().expect("it is paused");
@@ -104,9 +109,19 @@ async fn lead(stage: &Stage, job: &Rc<Job>) -> u64 {
 fn run(trial: &Trial) -> Outcome {
     simulate(trial.seed, |handle| async move {
         let (stage, workload) = open(&handle, trial.seed).await;
-        let disk = stage.disk(stage.layers()[trial.layer].name());
-        disk.fail(trial.fault.clone());
         let plan = trial.plan;
+        let layers = stage.layers();
+        let disk = match layers.get(trial.layer) {
+            Some(layer) => stage.disk(layer.name()),
+            None => {
+                stage
+                    .prepare_target(plan.backing(&stage).as_ref())
+                    .await
+                    .disk
+            }
+        };
+        drop(layers);
+        disk.fail(trial.fault.clone());
         let beside = workload.clone();
         let guest = handle.spawn(async move { beside.run(30).await });
         let failed = match start(&stage, plan, options("j"), trial.policy).await {
@@ -184,7 +199,11 @@ const KINDS: [DiskOperation; 4] = [
 /// Fails operations of each kind on each layer's disk, ever later, until a run is clean.
 fn sweep(seed: u64, plan: Plan, policy: ErrorPolicy, errno: Errno, step: u64) -> (u64, u64) {
     let (mut failed, mut overcome) = (0, 0);
-    for layer in 0..4 {
+    let disks = match plan {
+        Plan::Mirror { .. } => 5,
+        _ => 4,
+    };
+    for layer in 0..disks {
         for kind in KINDS {
             let mut nth = seed % 3;
             loop {

@@ -143,7 +143,16 @@ impl Trial {
             self.handle.sleep(Duration::from_micros(500)).await;
         }
         let jobs = self.stage.workshop.jobs.list();
-        let left: Vec<_> = jobs.iter().map(|job| (job.id(), job.status())).collect();
+        let state = |job: &Rc<Job>| {
+            (
+                job.id().to_owned(),
+                job.status(),
+                job.is_paused(),
+                job.progress(),
+                job.speed(),
+            )
+        };
+        let left: Vec<_> = jobs.iter().map(state).collect();
         panic!("jobs do not end: {left:?}");
     }
 

@@ -2,14 +2,15 @@
 
 use std::rc::Rc;
 
-use liveblk::block::{Node, Role};
+use liveblk::block::{Node, Permissions, Role};
 use liveblk::buffer::MemorySlice;
 use liveblk::error::{Error, ErrorKind, Result};
 use liveblk::filter::CopyMode;
 use liveblk::job::{
-    Commit, ErrorPolicy, Job, JobOptions, Stream, check_unoccupied, commit, commit_active, stream,
+    Before, Commit, ErrorPolicies, ErrorPolicy, Job, JobOptions, Mirror, Stream, SyncMode,
+    check_unoccupied, commit, commit_active, mirror, stream,
 };
-use liveblk::testing::{Model, Random, Workload, WorkloadOptions};
+use liveblk::testing::{Model, Random, Workload, WorkloadOptions, attach};
 
 use super::stage::{Kind, Stage, Stored, World, format_of};
 use crate::chain::Geometry;
@@ -118,6 +119,20 @@ pub(crate) enum Plan {
     Stream { device: usize, base: Option<usize> },
     /// What is from `top` down to `base` goes to `base`.
     Commit { top: usize, base: usize },
+    /// The device goes to a new image.
+    Mirror { sync: SyncMode, copy_mode: CopyMode },
+}
+
+/// The mirrors that there are.
+pub(crate) const MIRRORS: [Plan; 4] = [
+    copied(SyncMode::Full, CopyMode::Background),
+    copied(SyncMode::Full, CopyMode::WriteBlocking),
+    copied(SyncMode::Top, CopyMode::Background),
+    copied(SyncMode::None, CopyMode::WriteBlocking),
+];
+
+pub(crate) const fn copied(sync: SyncMode, copy_mode: CopyMode) -> Plan {
+    Plan::Mirror { sync, copy_mode }
 }
 
 impl Plan {
@@ -125,11 +140,12 @@ impl Plan {
     pub(crate) fn draw(random: &mut Random, layers: usize) -> Plan {
         let upper = random.below(layers as u64 - 1) as usize;
         let lower = upper + 1 + random.below((layers - upper - 1) as u64) as usize;
-        match random.below(5) {
+        match random.below(7) {
             0 => Plan::Stream {
                 device: upper,
                 base: None,
             },
+            5 | 6 => random.choose(&MIRRORS),
             1 | 2 => Plan::Stream {
                 device: upper,
                 base: Some(lower),
@@ -141,11 +157,27 @@ impl Plan {
         }
     }
 
-    /// The layer that is written.
-    pub(crate) fn target(self) -> usize {
+    /// The layer that is written; a mirror writes none.
+    pub(crate) fn target(self) -> Option<usize> {
         match self {
-            Plan::Stream { device, .. } => device,
-            Plan::Commit { base, .. } => base,
+            Plan::Stream { device, .. } => Some(device),
+            Plan::Commit { base, .. } => Some(base),
+            Plan::Mirror { .. } => None,
+        }
+    }
+
+    /// What the header of a mirror's target names as its backing file.
+    pub(crate) fn backing(self, stage: &Stage) -> Option<Rc<Node>> {
+        match self {
+            Plan::Mirror {
+                sync: SyncMode::None,
+                ..
+            } => Some(stage.active()),
+            Plan::Mirror {
+                sync: SyncMode::Top,
+                ..
+            } => stage.active().backing(),
+            _ => None,
         }
     }
 
@@ -153,12 +185,21 @@ impl Plan {
         match self {
             Plan::Stream { base, .. } => base,
             Plan::Commit { base, .. } => Some(base),
+            Plan::Mirror { .. } => None,
+        }
+    }
+
+    fn upper(self) -> usize {
+        match self {
+            Plan::Stream { device, .. } => device,
+            Plan::Commit { top, .. } => top,
+            Plan::Mirror { .. } => 0,
         }
     }
 
     /// It is over only when somebody says so.
-    pub(crate) fn is_active_commit(self) -> bool {
-        matches!(self, Plan::Commit { top: 0, .. })
+    pub(crate) fn follows(self) -> bool {
+        matches!(self, Plan::Commit { top: 0, .. } | Plan::Mirror { .. })
     }
 }
 
@@ -195,8 +236,7 @@ pub(crate) async fn start_named(
     let _turn = stage.changes.lock().await;
     let layers = stage.layers();
     let layer = |index: usize| layers[index].clone();
-    let (Plan::Stream { device: upper, .. } | Plan::Commit { top: upper, .. }) = plan;
-    if upper.max(plan.base().unwrap_or(0)) >= layers.len() {
+    if plan.upper().max(plan.base().unwrap_or(0)) >= layers.len() {
         return Err(Error::new(
             ErrorKind::InUse,
             "the chain was shorter meanwhile",
@@ -233,17 +273,66 @@ pub(crate) async fn start_named(
                 _ => commit(&stage.workshop, arguments).await,
             }
         }
+        Plan::Mirror { sync, copy_mode } => {
+            check_root(&layer(0))?;
+            layer(0).check_unoccupied()?;
+            let backing = plan.backing(stage);
+            let target = stage.open_target(backing.as_ref()).await?;
+            let hold = attach(&stage.graph, &target, Permissions::NONE);
+            let arguments = Mirror {
+                copy_mode,
+                filter_node_name,
+                on_error: ErrorPolicies::both(on_error),
+                ..mirror_of(&layer(0), &target, sync, backing, job)
+            };
+            let started = mirror(&stage.workshop, arguments).await;
+            stage.graph.detach(&hold).await?;
+            started
+        }
     }
+}
+
+/// A mirror into an image that was made for it.
+pub(crate) fn mirror_of(
+    device: &Rc<Node>,
+    target: &Rc<Node>,
+    sync: SyncMode,
+    backing: Option<Rc<Node>>,
+    job: JobOptions,
+) -> Mirror {
+    Mirror {
+        job,
+        device: device.clone(),
+        target: target.clone(),
+        sync,
+        backing,
+        before: Before::Zero,
+        replaces: None,
+        granularity: None,
+        buffer: 0,
+        unmap: true,
+        on_error: ErrorPolicies::default(),
+        copy_mode: CopyMode::default(),
+        filter_node_name: None,
+    }
+}
+
+fn check_root(device: &Rc<Node>) -> Result<()> {
+    if device
+        .parents()
+        .iter()
+        .all(|edge| edge.role() == Role::Root)
+    {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::InUse, "Need a root block node"))
 }
 
 fn check_commit(arguments: &Commit) -> Result<()> {
     let Commit {
         device, top, base, ..
     } = arguments;
-    let is_root = |node: &Rc<Node>| node.parents().iter().all(|edge| edge.role() == Role::Root);
-    if !is_root(device) {
-        return Err(Error::new(ErrorKind::InUse, "Need a root block node"));
-    }
+    check_root(device)?;
     device.check_unoccupied()?;
     check_unoccupied(top, Some(base))?;
     base.check_unoccupied()

@@ -7,7 +7,7 @@ use liveblk::job::{ErrorPolicy, Job, Status};
 use liveblk::runtime::Handle;
 use liveblk::testing::{DiskOptions, Power, simulate};
 
-use super::plan::{Chain, Plan, options, start, whole};
+use super::plan::{Chain, MIRRORS, Plan, options, start, whole};
 use super::stage::{Kind, Stage, World};
 use crate::chain::Geometry;
 
@@ -196,7 +196,7 @@ fn a_job_outlives_the_export_it_worked_for() {
             let job = begin(&stage, plan, "j").await;
             handle.sleep(Duration::from_micros(200)).await;
             stage.close().await.expect("no fault");
-            if plan.is_active_commit() && !cancelled {
+            if plan.follows() && !cancelled {
                 while job.status() != Status::Ready {
                     handle.sleep(Duration::from_micros(100)).await;
                 }
@@ -210,5 +210,27 @@ fn a_job_outlives_the_export_it_worked_for() {
             assert!(left.is_empty(), "{plan:?}, cancelled {cancelled}: {left:?}");
             stage.assert_sound(false, "after the job").await;
         });
+    }
+}
+
+/// A job that follows the guest was paused while its last piece was in flight. It found nothing more to copy while
+/// it was paused, did not become ready for that, and when it was resumed nobody looked again: it ran for ever.
+#[test]
+fn a_pause_beside_the_last_piece_does_not_keep_a_job_from_being_ready() {
+    for plan in [MIRRORS[0], Plan::Commit { top: 0, base: 1 }] {
+        for delay in (0..1500).step_by(25) {
+            simulate(9, |handle| async move {
+                let (stage, _) = staged(&handle, 9, &[32 << 10; 2]).await;
+                let job = begin(&stage, plan, "j").await;
+                handle.sleep(Duration::from_micros(delay)).await;
+                job.pause().expect("it runs, or is ready");
+                handle.sleep(Duration::from_millis(10)).await;
+                job.resume().expect("it is paused");
+                handle.sleep(Duration::from_secs(1)).await;
+                assert_eq!(job.status(), Status::Ready, "{plan:?}, {delay}");
+                job.complete().expect("it is ready");
+                succeeds(&job).await;
+            });
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use liveblk::block::{Child, Graph, Node, Permission, Permissions, Role};
 use liveblk::error::{Error, ErrorKind, Result};
+use liveblk::format::qcow2::Qcow2;
 use liveblk::format::qcow2::create::CreateOptions;
 use liveblk::format::qcow2::header::BackingReference;
 use liveblk::format::raw::{Raw, RawOptions};
@@ -129,6 +130,11 @@ pub(crate) struct Stage {
     pub(crate) events: Rc<RefCell<Vec<JobEvent>>>,
     pub(crate) access: Rc<Access>,
     snapshots: Cell<u64>,
+    /// Format of the targets of mirrors.
+    pub(crate) target_kind: RefCell<Kind>,
+    /// A target that waits for its mirror.
+    target: RefCell<Option<Image>>,
+    targets: Cell<u64>,
 }
 
 impl Stage {
@@ -185,10 +191,13 @@ impl Stage {
             },
             graph,
             changes,
+            target_kind: RefCell::new(chain[0].kind.clone()),
             images: RefCell::new(images),
             events,
             access,
             snapshots: Cell::new(0),
+            target: RefCell::default(),
+            targets: Cell::new(0),
         })
     }
 
@@ -244,6 +253,40 @@ impl Stage {
         self.access.turn_read_only(&old).await?;
         drop(drained);
         Ok(())
+    }
+
+    /// Makes the image that the next mirror goes to.
+    pub(crate) async fn prepare_target(&self, backing: Option<&Rc<Node>>) -> Image {
+        let number = self.targets.get();
+        self.targets.set(number + 1);
+        let name = format!("copy{number}");
+        let kind = self.target_kind.borrow().clone();
+        let backing = backing.map(|node| (node.name(), node.driver().driver_name()));
+        let size = self.active().size();
+        let made = self.world.create(&name, &kind, size, backing, 200 + number);
+        let image = made.await;
+        self.images.borrow_mut().push(image.clone());
+        *self.target.borrow_mut() = Some(image.clone());
+        image
+    }
+
+    /// The prepared target, or a new one, open.
+    pub(crate) async fn open_target(&self, backing: Option<&Rc<Node>>) -> Result<Rc<Node>> {
+        let prepared = self.target.take();
+        let image = match prepared {
+            Some(image) => image,
+            None => self.prepare_target(backing).await,
+        };
+        self.target.take();
+        self.open_named(&image.name).await
+    }
+
+    /// An image of its own, without a backing file.
+    pub(crate) async fn open_named(&self, name: &str) -> Result<Rc<Node>> {
+        let found = |image: &&Image| image.name == name;
+        let image = self.images.borrow().iter().find(found).cloned();
+        let image = image.expect("an image of that name");
+        open_one(&self.graph, &image, None, false).await
     }
 
     /// What is on every disk when nothing is in flight.
@@ -464,6 +507,12 @@ impl Images for Access {
 
     fn name_for_header(&self, node: &Node) -> String {
         node.name().to_owned()
+    }
+
+    fn lacks_backing(&self, node: &Rc<Node>) -> bool {
+        let image: Option<&Qcow2> = node.driver_as();
+        let named = image.and_then(Qcow2::backing_reference);
+        named.is_some() && node.child(Role::Backing).is_none()
     }
 
     fn backing_changed(&self, _node: &Node) {}
