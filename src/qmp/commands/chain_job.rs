@@ -8,7 +8,7 @@ use super::{Context, Outcome, job};
 use crate::block::{Node, Role};
 use crate::blockdev::{chain_contains, find_either, find_in_chain, find_node};
 use crate::error::{Error, Result};
-use crate::job::{Commit, ErrorPolicy, Job, Stream, check_unoccupied};
+use crate::job::{Commit, Job, Stream, check_unoccupied};
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::schema::Args;
 
@@ -21,10 +21,10 @@ pub(super) async fn stream(context: &Context, args: Args<'_>) -> Outcome {
         job: job::options(args),
         device,
         base,
-        backing_file: text(args, "backing-file"),
+        backing_file: job::text(args, "backing-file"),
         mask_protocol: args.bool("backing-mask-protocol").unwrap_or(false),
-        on_error: policy(args, "on-error"),
-        filter_node_name: text(args, "filter-node-name"),
+        on_error: job::policy(args, "on-error"),
+        filter_node_name: job::text(args, "filter-node-name"),
     };
     let started = crate::job::stream(&context.workshop, arguments).await?;
     drop(turn);
@@ -116,11 +116,11 @@ async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Re
         device,
         top,
         base,
-        backing_file: text(args, "backing-file"),
+        backing_file: job::text(args, "backing-file"),
         mask_protocol: args.bool("backing-mask-protocol").unwrap_or(false),
-        on_error: policy(args, "on-error"),
+        on_error: job::policy(args, "on-error"),
         copy_mode: copy_mode.unwrap_or_default(),
-        filter_node_name: text(args, "filter-node-name"),
+        filter_node_name: job::text(args, "filter-node-name"),
     };
     if is_active {
         crate::job::commit_active(&context.workshop, arguments).await
@@ -168,15 +168,6 @@ fn bottom_of(top: &Rc<Node>) -> Rc<Node> {
         node = below;
     }
     node
-}
-
-fn policy(args: Args<'_>, name: &str) -> ErrorPolicy {
-    let named = args.str(name).and_then(ErrorPolicy::named);
-    named.unwrap_or_default()
-}
-
-fn text(args: Args<'_>, name: &str) -> Option<String> {
-    args.str(name).map(str::to_owned)
 }
 
 fn no_such_image(file: &str) -> Error {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Outcome};
 use crate::filter::CopyMode;
-use crate::job::{BlockJobReport, Job, JobEvent, JobOptions, Verb};
+use crate::job::{BlockJobReport, ErrorPolicy, Job, JobEvent, JobKind, JobOptions, Verb};
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::schema::Args;
 
@@ -53,6 +53,9 @@ fn block_job_info(job: &Job) -> Value {
         "auto-finalize": job.options().auto_finalize,
         "auto-dismiss": job.options().auto_dismiss,
     });
+    if let Some(in_step) = job.is_in_step() {
+        info["actively-synced"] = in_step.into();
+    }
     add_error(&mut info, job.error());
     info
 }
@@ -194,13 +197,17 @@ pub(super) fn dismiss(context: &Context, family: Family, args: Args<'_>) -> Outc
     Ok(json!({}))
 }
 
-/// `block-job-change`: of a commit of the active layer, the copy mode. QEMU has that of mirrors only, and
-/// changes none by a `type` of another job.
+/// `block-job-change` of the copy mode. A mirror's is changed whatever `type` says, as in QEMU; a commit's, which
+/// QEMU has not, only by its own.
 pub(super) fn change(context: &Context, args: Args<'_>) -> Outcome {
     let job = Family::Id.find(context, args)?;
     Verb::Change.check(job.id(), job.status())?;
     let is_meant = args.str("type") == Some(job.kind().name());
-    match copy_mode(args).filter(|_| is_meant) {
+    let mode = match job.kind() {
+        JobKind::Mirror => Some(copy_mode(args).unwrap_or_default()),
+        _ => copy_mode(args).filter(|_| is_meant),
+    };
+    match mode {
         Some(mode) => job.change_copy_mode(mode)?,
         None => return Err(QmpError::generic("Job type does not support change")),
     }
@@ -213,6 +220,17 @@ pub(super) fn copy_mode(args: Args<'_>) -> Option<CopyMode> {
         "write-blocking" => CopyMode::WriteBlocking,
         _ => CopyMode::Background,
     })
+}
+
+/// The argument that says what is done about I/O errors.
+pub(super) fn policy(args: Args<'_>, name: &str) -> ErrorPolicy {
+    let named = args.str(name).and_then(ErrorPolicy::named);
+    named.unwrap_or_default()
+}
+
+/// An argument that is a text of its own.
+pub(super) fn text(args: Args<'_>, name: &str) -> Option<String> {
+    args.str(name).map(str::to_owned)
 }
 
 /// A job with nothing to do has ended before its command answers.

@@ -12,6 +12,7 @@ mod device;
 mod export;
 mod images;
 mod job;
+mod mirror;
 mod node;
 mod node_info;
 mod object;
@@ -175,6 +176,12 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
     ("block-commit", |context, args| {
         Box::pin(async move { chain_job::commit(&context, Args::new(&args)).await })
+    }),
+    ("blockdev-mirror", |context, args| {
+        Box::pin(async move { mirror::blockdev(&context, Args::new(&args)).await })
+    }),
+    ("drive-mirror", |context, args| {
+        Box::pin(async move { mirror::drive(&context, Args::new(&args)).await })
     }),
     ("query-jobs", |context, _| done(job::query(&context))),
     ("query-block-jobs", |context, _| {

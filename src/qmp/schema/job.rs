@@ -1,14 +1,16 @@
 //! Jobs.
 
 use super::{
-    BOOL, Command, EMPTY, EMPTY_RESULT, Enum, Event, INT, Member, Object, SIZE, STR, Type,
-    Variants, cmd, node, opt, refused, req,
+    BOOL, Command, EMPTY, EMPTY_RESULT, Enum, Event, INT, Int, Member, Object, SIZE, STR, Type,
+    Variants, cmd, node, opt, refused, req, snapshot,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-create", &CREATE_ARGS, EMPTY_RESULT),
     cmd("block-stream", &STREAM_ARGS, EMPTY_RESULT),
     cmd("block-commit", &COMMIT_ARGS, EMPTY_RESULT),
+    cmd("drive-mirror", &DRIVE_MIRROR, EMPTY_RESULT),
+    cmd("blockdev-mirror", &BLOCKDEV_MIRROR_ARGS, EMPTY_RESULT),
     cmd("block-job-set-speed", &SET_SPEED_ARGS, EMPTY_RESULT),
     cmd("block-job-cancel", &BLOCK_JOB_CANCEL_ARGS, EMPTY_RESULT),
     cmd("block-job-pause", &DEVICE_ARGS, EMPTY_RESULT),
@@ -123,6 +125,55 @@ static COMMIT_ARGS: Object = Object::new(
         opt("copy-mode", Type::Enum(&COPY_MODE)),
     ],
 );
+
+static DRIVE_MIRROR: Object = Object::new(
+    "DriveMirror",
+    &[
+        opt("job-id", STR),
+        req("device", STR),
+        req("target", STR),
+        opt("format", STR),
+        opt("node-name", STR),
+        opt("replaces", STR),
+        req("sync", Type::Enum(&SYNC_MODE)),
+        opt("mode", Type::Enum(&snapshot::NEW_IMAGE_MODE)),
+        opt("speed", INT),
+        opt("granularity", Type::Int(Int::U32)),
+        opt("buf-size", INT),
+        opt("on-source-error", Type::Enum(&ON_ERROR)),
+        opt("on-target-error", Type::Enum(&ON_ERROR)),
+        opt("unmap", BOOL),
+        opt("copy-mode", Type::Enum(&COPY_MODE)),
+        opt("auto-finalize", BOOL),
+        opt("auto-dismiss", BOOL),
+    ],
+);
+
+static BLOCKDEV_MIRROR_ARGS: Object = Object::new(
+    "blockdev-mirror-arg",
+    &[
+        opt("job-id", STR),
+        req("device", STR),
+        req("target", STR),
+        opt("replaces", STR),
+        req("sync", Type::Enum(&SYNC_MODE)),
+        opt("speed", INT),
+        opt("granularity", Type::Int(Int::U32)),
+        opt("buf-size", INT),
+        opt("on-source-error", Type::Enum(&ON_ERROR)),
+        opt("on-target-error", Type::Enum(&ON_ERROR)),
+        opt("filter-node-name", STR),
+        opt("copy-mode", Type::Enum(&COPY_MODE)),
+        opt("auto-finalize", BOOL),
+        opt("auto-dismiss", BOOL),
+        opt("target-is-zero", BOOL),
+    ],
+);
+
+static SYNC_MODE: Enum = Enum {
+    name: "MirrorSyncMode",
+    values: &["top", "full", "none", "incremental", "bitmap"],
+};
 
 static DEVICE_ARGS: Object = Object::new("block-job-pause-arg", &[req("device", STR)]);
 
@@ -285,9 +336,10 @@ static JOB_INFO: Object = Object::new(
     ],
 );
 
-static BLOCK_JOB_INFO: Object = Object::new(
-    "BlockJobInfo",
-    &[
+static BLOCK_JOB_INFO: Object = Object {
+    name: "BlockJobInfo",
+    base: None,
+    members: &[
         req("type", Type::Enum(&JOB_TYPE)),
         req("device", STR),
         req("len", INT),
@@ -302,4 +354,11 @@ static BLOCK_JOB_INFO: Object = Object::new(
         req("auto-dismiss", BOOL),
         opt("error", STR),
     ],
-);
+    variants: Some(Variants {
+        tag: "type",
+        branches: &[("mirror", &BLOCK_JOB_INFO_MIRROR)],
+    }),
+};
+
+static BLOCK_JOB_INFO_MIRROR: Object =
+    Object::new("BlockJobInfoMirror", &[req("actively-synced", BOOL)]);

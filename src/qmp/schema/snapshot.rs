@@ -23,7 +23,7 @@ pub(super) static SNAPSHOT_SYNC: Object = Object::new(
     ],
 );
 
-static NEW_IMAGE_MODE: Enum = Enum {
+pub(super) static NEW_IMAGE_MODE: Enum = Enum {
     name: "NewImageMode",
     values: &["existing", "absolute-paths"],
 };
