@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::format::Format;
-use super::job_args::{CommitArguments, JobCommand, JobsArguments, StreamArguments};
+use super::job_args::{
+    CommitArguments, JobCommand, JobsArguments, MirrorArguments, StreamArguments,
+};
 use super::size;
 
 /// Serve disk images as block devices, and work with what runs.
@@ -29,6 +31,7 @@ pub(super) enum Command {
     Chain(ChainArguments),
     Stream(StreamArguments),
     Commit(CommitArguments),
+    Mirror(MirrorArguments),
     Jobs(JobsArguments),
     #[command(subcommand)]
     Job(JobCommand),
@@ -200,7 +203,7 @@ pub(super) struct SnapshotArguments {
 /// Show the chains of an instance, the active layer first.
 ///
 /// A job that works on a chain is a line above the highest layer that it works on, with an arrow that
-/// says where the data goes: up (stream) or down (commit).
+/// says where the data goes: up (stream), down (commit) or aside (mirror).
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,

@@ -1,4 +1,4 @@
-//! `liveblk stream` and `liveblk commit`: jobs that shorten a chain.
+//! `liveblk stream` and `liveblk commit`: jobs that shorten a chain; and what starting any job takes.
 
 use std::fs::canonicalize;
 use std::path::Path;
@@ -20,7 +20,8 @@ pub(super) fn stream(arguments: &StreamArguments) -> Result<Outcome> {
     let mut started = Started::connect(common)?;
     let chain = started.chain(arguments.target.as_deref())?;
     let node = &chain.layers[0].node_name;
-    let mut members = members(common, node)?;
+    let mut members = members(common, node);
+    add_backing_file(&mut members, arguments.backing_file.as_deref())?;
     if let Some(base) = &arguments.base {
         let base = layer(&chain, base)?;
         members.insert("base-node".to_string(), base.node_name.as_str().into());
@@ -51,7 +52,8 @@ pub(super) fn commit(arguments: &CommitArguments) -> Result<Outcome> {
         );
         return Err(Error::refused(text));
     }
-    let mut members = members(common, device)?;
+    let mut members = members(common, device);
+    add_backing_file(&mut members, arguments.backing_file.as_deref())?;
     members.insert("top-node".to_string(), top.as_str().into());
     if let Some(base) = &arguments.base {
         let base = layer(&chain, base)?;
@@ -75,21 +77,30 @@ pub(super) fn commit(arguments: &CommitArguments) -> Result<Outcome> {
 }
 
 /// Somebody may have cancelled the job after it was told to complete.
-fn check_pivoted(arguments: &ChainJobArguments, device: &str) -> Result<()> {
+pub(super) fn check_pivoted(arguments: &ChainJobArguments, device: &str) -> Result<()> {
     let started = Started::connect(arguments)?;
     if !started.exports(device) {
         return Ok(());
     }
     let words = arguments.endpoint.words();
     let text = format!(
-        "the commit has ended, but '{device}' is still the active layer: it was cancelled meanwhile, or an \
+        "the job has ended, but '{device}' is still the active layer: it was cancelled meanwhile, or an \
          overlay was put on it; see 'liveblk chain{words}'"
     );
     Err(Error::new(ErrorKind::Cancelled, text))
 }
 
-/// The arguments that both kinds of jobs have.
-fn members(arguments: &ChainJobArguments, node: &str) -> Result<Map<String, Value>> {
+/// The arguments that all kinds of jobs have.
+fn members(arguments: &ChainJobArguments, node: &str) -> Map<String, Value> {
+    let mut members = common(arguments, node);
+    if let Some(policy) = arguments.on_error {
+        members.insert("on-error".to_string(), policy.name().into());
+    }
+    members
+}
+
+/// As [`members`], without what is done about errors.
+pub(super) fn common(arguments: &ChainJobArguments, node: &str) -> Map<String, Value> {
     let mut members = Map::new();
     let mut add = |name: &str, value: Value| members.insert(name.to_string(), value);
     add("device", node.into());
@@ -98,31 +109,36 @@ fn members(arguments: &ChainJobArguments, node: &str) -> Result<Map<String, Valu
     if let Some(speed) = arguments.speed {
         add("speed", speed.into());
     }
-    if let Some(policy) = arguments.on_error {
-        add("on-error", policy.name().into());
+    members
+}
+
+fn add_backing_file(members: &mut Map<String, Value>, file: Option<&Path>) -> Result<()> {
+    if let Some(file) = file {
+        members.insert("backing-file".to_string(), text_of(file)?.into());
     }
-    if let Some(file) = &arguments.backing_file {
-        let text = file.to_str().ok_or_else(|| {
-            let name = file.display();
-            Error::refused(format!(
-                "'{name}': QMP cannot carry a name that is not UTF-8"
-            ))
-        })?;
-        add("backing-file", text.into());
-    }
-    Ok(members)
+    Ok(())
+}
+
+/// A file's name for QMP.
+pub(super) fn text_of(file: &Path) -> Result<&str> {
+    file.to_str().ok_or_else(|| {
+        let name = file.display();
+        Error::refused(format!(
+            "'{name}': QMP cannot carry a name that is not UTF-8"
+        ))
+    })
 }
 
 /// A job that is being started.
-struct Started<'a> {
+pub(super) struct Started<'a> {
     client: QmpClient,
     arguments: &'a ChainJobArguments,
-    state: State,
+    pub(super) state: State,
     id: String,
 }
 
 impl Started<'_> {
-    fn connect(arguments: &ChainJobArguments) -> Result<Started<'_>> {
+    pub(super) fn connect(arguments: &ChainJobArguments) -> Result<Started<'_>> {
         let mut client = QmpClient::connect(&endpoint::find(&arguments.endpoint)?)?;
         let state = State::query(&mut client)?;
         Ok(Started {
@@ -134,7 +150,7 @@ impl Started<'_> {
     }
 
     /// The chain that is meant; its first layer is the node itself, never a job's filter.
-    fn chain(&self, target: Option<&str>) -> Result<Chain> {
+    pub(super) fn chain(&self, target: Option<&str>) -> Result<Chain> {
         let node = match target {
             Some(target) => self.state.node_of(target),
             None => only_exported(&self.state)?,
@@ -151,14 +167,19 @@ impl Started<'_> {
         chain.ok_or_else(|| Error::refused(format!("'{node}' is no image")))
     }
 
-    fn exports(&self, node: &str) -> bool {
+    pub(super) fn exports(&self, node: &str) -> bool {
         self.state
             .exported()
             .iter()
             .any(|exported| exported == node)
     }
 
-    fn start(&mut self, command: &str, kind: &str, members: Map<String, Value>) -> Result<()> {
+    pub(super) fn start(
+        &mut self,
+        command: &str,
+        kind: &str,
+        members: Map<String, Value>,
+    ) -> Result<()> {
         let mut number = 0;
         loop {
             let id = match &self.arguments.job_id {
@@ -181,7 +202,7 @@ impl Started<'_> {
     }
 
     /// Lets go of the socket, and waits if that is wanted.
-    fn finish(self, goal: Option<Goal>) -> Result<Outcome> {
+    pub(super) fn finish(self, goal: Option<Goal>) -> Result<Outcome> {
         let Started {
             client,
             arguments,

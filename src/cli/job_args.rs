@@ -1,10 +1,11 @@
-//! Arguments of `liveblk stream`, `commit`, `jobs` and `job`.
+//! Arguments of `liveblk stream`, `commit`, `mirror`, `jobs` and `job`.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::args::{EndpointArguments, Output};
+use super::format::Format;
 use super::size;
 
 /// What is done when a request of the job fails.
@@ -32,7 +33,7 @@ impl OnError {
     }
 }
 
-/// How a commit of the active layer deals with what is written meanwhile.
+/// How a job that follows the active layer deals with what is written meanwhile.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum CopyMode {
     /// It is copied after it was written; to both at once where that does not keep up.
@@ -51,7 +52,7 @@ impl CopyMode {
     }
 }
 
-/// What `stream` and `commit` have in common.
+/// What `stream`, `commit` and `mirror` have in common.
 #[derive(Args, Debug)]
 pub(super) struct ChainJobArguments {
     #[command(flatten)]
@@ -65,13 +66,9 @@ pub(super) struct ChainJobArguments {
     #[arg(long, value_enum, value_name = "POLICY")]
     pub(super) on_error: Option<OnError>,
 
-    /// Name of the job; stream0, commit0 or the like if not given
+    /// Name of the job; stream0, commit0, mirror0 or the like if not given
     #[arg(long, value_name = "ID")]
     pub(super) job_id: Option<String>,
-
-    /// What the header that changes names as backing file, instead of the base's own name
-    #[arg(long, value_name = "NAME")]
-    pub(super) backing_file: Option<PathBuf>,
 
     /// Show the progress, and return when the job has ended
     #[arg(short, long)]
@@ -111,6 +108,10 @@ pub(super) struct StreamArguments {
     /// The layer that stays below it: a node-name or a file
     #[arg(long, value_name = "LAYER")]
     pub(super) base: Option<String>,
+
+    /// What the header that changes names as backing file, instead of the base's own name
+    #[arg(long, value_name = "NAME")]
+    pub(super) backing_file: Option<PathBuf>,
 }
 
 /// Push the data of overlays down into a base, and drop the overlays from the chain.
@@ -150,6 +151,10 @@ pub(super) struct CommitArguments {
     #[arg(long, value_name = "LAYER")]
     pub(super) base: Option<String>,
 
+    /// What the header that changes names as backing file, instead of the base's own name
+    #[arg(long, value_name = "NAME")]
+    pub(super) backing_file: Option<PathBuf>,
+
     /// Return when both are in step, and leave the active layer in its place
     #[arg(long)]
     pub(super) no_complete: bool,
@@ -157,6 +162,88 @@ pub(super) struct CommitArguments {
     /// What happens to writes to the active layer meanwhile; background if not given
     #[arg(long, value_enum, value_name = "MODE")]
     pub(super) copy_mode: Option<CopyMode>,
+}
+
+/// How much a mirror copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Sync {
+    /// All that the chain shows: the copy has no backing file.
+    Full,
+    /// What the active layer has: the copy gets its backing file.
+    Top,
+    /// Only what is written from now on: the active layer becomes the backing file of the copy.
+    None,
+}
+
+impl Sync {
+    /// The name in QMP.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Sync::Full => "full",
+            Sync::Top => "top",
+            Sync::None => "none",
+        }
+    }
+}
+
+/// Copy a chain to another image while it is used, and let the copy take its place.
+///
+/// The copy is made in FILE. When it is in step with what is written, it becomes the active layer, and the
+/// command returns when that has happened. With --no-pivot the copy stays what the chain was at one instant
+/// then, and the chain stays in use. With --no-complete the command returns when both are in step, and
+/// `liveblk job complete` or `cancel` ends the job.
+///
+/// Ctrl-C ends the waiting (exit status 130), never the job. A job that has failed or was cancelled is
+/// exit status 1.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  liveblk mirror /fast/disk.qcow2
+  liveblk mirror --format raw --existing --copy-mode write-blocking /dev/vg0/disk /dev/ublkb0
+  liveblk mirror --name vm1 --no-pivot --speed 200M /backup/vm1.qcow2"
+)]
+pub(super) struct MirrorArguments {
+    #[command(flatten)]
+    pub(super) job: ChainJobArguments,
+
+    /// File of the copy, or a device with --existing
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// The chain: a device path, the id of an export, or the node-name of an active layer; needed if more
+    /// than one node is exported
+    #[arg(value_name = "TARGET")]
+    pub(super) target: Option<String>,
+
+    /// Format of the copy; what the extension of FILE says if not given
+    #[arg(short, long, value_enum)]
+    pub(super) format: Option<Format>,
+
+    /// Copy to an image that is there, of the same size
+    #[arg(long)]
+    pub(super) existing: bool,
+
+    /// How much is copied
+    #[arg(long, value_enum, value_name = "MODE", default_value = "full")]
+    pub(super) sync: Sync,
+
+    /// Node-name of the copy; made of FILE's name if not given
+    #[arg(long, value_name = "NODE")]
+    pub(super) node: Option<String>,
+
+    /// What happens to writes to the active layer meanwhile; background if not given
+    #[arg(long, value_enum, value_name = "MODE")]
+    pub(super) copy_mode: Option<CopyMode>,
+
+    /// Return when both are in step, and leave the active layer in its place
+    #[arg(long, conflicts_with = "no_pivot")]
+    pub(super) no_complete: bool,
+
+    /// End the job when both are in step, and leave the active layer in its place
+    #[arg(long)]
+    pub(super) no_pivot: bool,
 }
 
 /// List the jobs of an instance, the oldest first.
@@ -236,9 +323,9 @@ pub(super) enum JobCommand {
     Pause(JobArguments),
     /// Go on, also after an I/O error
     Resume(JobArguments),
-    /// End it before its work is done; a commit of the active layer that is ready ends well, and the active layer stays
+    /// End it before its work is done; a mirror, or a commit of the active layer, that is ready ends well, and the active layer stays
     Cancel(CancelArguments),
-    /// Let the base take the active layer's place, once the commit is ready
+    /// Let the base or the copy take the active layer's place, once the commit or mirror is ready
     Complete(CompleteArguments),
     /// Let it take its last steps, where it was started so that it waits for that
     Finalize(JobArguments),

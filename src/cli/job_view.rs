@@ -52,6 +52,19 @@ pub(super) fn read(jobs: &Value, block_jobs: &Value) -> Option<Vec<JobView>> {
 }
 
 impl JobView {
+    /// It is ready some time, and ends then in one way or another.
+    pub(super) fn follows(&self) -> bool {
+        matches!(&*self.kind, "commit" | "mirror")
+    }
+
+    /// What takes the active layer's place when the job is told to complete.
+    pub(super) fn new_layer(&self) -> &'static str {
+        match &*self.kind {
+            "mirror" => "the copy",
+            _ => "the base",
+        }
+    }
+
     fn read(job: &Value, block_jobs: &[Value]) -> Option<JobView> {
         let text = |name: &str| job.get(name)?.as_str().map(str::to_string);
         let id = text("id")?;

@@ -43,6 +43,18 @@ pub(super) enum Goal {
     End,
     /// Its end after it was told to complete, which is done here as soon as it is ready.
     Completed,
+    /// Its end after it was told to stop following, which is done here as soon as it is ready.
+    Parted,
+}
+
+impl Goal {
+    /// The command that ends a job that is ready, and the name of its argument.
+    fn last_word(self) -> (&'static str, &'static str) {
+        match self {
+            Goal::Parted => ("block-job-cancel", "device"),
+            _ => ("job-complete", "id"),
+        }
+    }
 }
 
 /// A job that is waited for.
@@ -58,7 +70,7 @@ pub(super) struct Wait<'a> {
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
     Wait,
-    /// Tell it to complete.
+    /// Tell it to end.
     Complete,
     /// It is in step with the guest, and that was waited for.
     Ready,
@@ -102,7 +114,8 @@ impl Wait<'_> {
                 Step::Wait => {}
                 // Refused where somebody else has ended the job meanwhile: the next look shows it.
                 Step::Complete => {
-                    let answer = client.execute("job-complete", one("id", self.id));
+                    let (command, argument) = self.goal.last_word();
+                    let answer = client.execute(command, one(argument, self.id));
                     completing = answer.is_ok();
                 }
                 Step::Ready => return Ok(Some(job)),
@@ -151,10 +164,13 @@ impl Wait<'_> {
         let (id, words) = (self.id, self.endpoint.words());
         Outcome::text(match job.is_over() {
             true => format!("{id}: completed\n"),
-            false => format!(
-                "{id}: ready; 'liveblk job complete{words} {id}' ends it with the base as active layer, \
-                 'liveblk job cancel{words} {id}' without\n"
-            ),
+            false => {
+                let new = job.new_layer();
+                format!(
+                    "{id}: ready; 'liveblk job complete{words} {id}' ends it with {new} as active layer, \
+                     'liveblk job cancel{words} {id}' without\n"
+                )
+            }
         })
     }
 
@@ -164,10 +180,13 @@ impl Wait<'_> {
             "liveblk: job '{id}' goes on; 'liveblk jobs{words}' shows it, 'liveblk job wait{words} {id}' waits \
              for it again"
         );
-        if self.goal == Goal::Completed {
-            eprintln!(
-                "liveblk: 'liveblk job complete{words} --wait {id}' ends it when it is ready"
-            );
+        let last = match self.goal {
+            Goal::Completed => format!("complete{words} --wait"),
+            Goal::Parted => format!("cancel{words}"),
+            Goal::End | Goal::EndOrReady => String::new(),
+        };
+        if !last.is_empty() {
+            eprintln!("liveblk: 'liveblk job {last} {id}' ends it when it is ready");
         }
         Outcome {
             text: String::new(),
@@ -182,7 +201,7 @@ fn step(goal: Goal, job: &JobView, completing: bool) -> Step {
     }
     match (&*job.status, goal) {
         ("ready", Goal::EndOrReady) => Step::Ready,
-        ("ready", Goal::Completed) if !completing => Step::Complete,
+        ("ready", Goal::Completed | Goal::Parted) if !completing => Step::Complete,
         _ => Step::Wait,
     }
 }
@@ -192,7 +211,7 @@ fn result(goal: Goal, job: &JobView, completing: bool) -> Result<(), String> {
     match job.error.as_deref() {
         Some(CANCELLED) => Err(format!("job '{id}' was cancelled")),
         Some(error) => Err(format!("job '{id}' failed: {error}")),
-        None if goal == Goal::Completed && !completing && job.kind == "commit" => {
+        None if goal == Goal::Completed && !completing && job.follows() => {
             let text = "ended before it was told to complete: the active layer is still the same";
             Err(format!("job '{id}' {text}"))
         }
@@ -245,6 +264,14 @@ mod tests {
                 Step::Ended(Err(wanted.into()))
             );
         }
+    }
+
+    #[test]
+    fn a_mirror_that_is_not_to_pivot_is_told_to_stop_following() {
+        let ready = job("j", "ready", 1, 1);
+        assert_eq!(step(Goal::Parted, &ready, false), Step::Complete);
+        assert_eq!(step(Goal::Parted, &ready, true), Step::Wait);
+        assert_eq!(Goal::Parted.last_word().0, "block-job-cancel");
     }
 
     #[test]

@@ -117,8 +117,8 @@ fn advise(error: Error, arguments: &EndpointArguments) -> Error {
         "it has not ended: 'liveblk job wait' waits for it, 'liveblk job cancel' ends it"
             .to_string()
     } else if message.contains("command verb 'complete'") {
-        "only a commit of the active layer is completed, once it is ready: 'liveblk job wait' waits \
-         for that"
+        "only a mirror or a commit of the active layer is completed, once it is ready: 'liveblk job \
+         wait' waits for that"
             .to_string()
     } else if message.contains("in state 'concluded'") {
         "it has ended: 'liveblk job wait' tells how, 'liveblk job dismiss' forgets it".to_string()

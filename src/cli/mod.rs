@@ -23,6 +23,7 @@ mod job_progress;
 mod job_view;
 mod job_wait;
 mod jobs;
+mod mirror;
 mod names;
 mod picture;
 mod qmp_client;
@@ -72,6 +73,7 @@ fn execute(command: Command) -> ExitCode {
         Command::Chain(arguments) => finish(chain::run(&arguments)),
         Command::Stream(arguments) => finish(chain_job::stream(&arguments)),
         Command::Commit(arguments) => finish(chain_job::commit(&arguments)),
+        Command::Mirror(arguments) => finish(mirror::run(&arguments)),
         Command::Jobs(arguments) => finish(jobs::list(&arguments)),
         Command::Job(command) => finish(jobs::run(&command)),
         Command::DeviceName(arguments) => finish(device_name::run(&arguments)),

@@ -68,11 +68,12 @@ fn cells(layer: &Layer) -> [String; 5] {
     ]
 }
 
-/// `↓ commit ID into NODE, STATUS, PERCENT`: where the data goes, and how far it is.
+/// `↓ commit ID into NODE, STATUS, PERCENT`: where the data goes (up, down or aside), and how far it is.
 fn job_line(placed: &PlacedJob) -> String {
     let job = &placed.job;
     let arrow = match &*job.kind {
         "stream" => "↑",
+        "mirror" => "→",
         _ => "↓",
     };
     let target = match &placed.target {

@@ -55,7 +55,7 @@ fn object(members: &[(&str, &str)]) -> Map<String, Value> {
 }
 
 /// The daemon would empty a file that is there.
-fn refuse_to_overwrite(overlay: &Path, existing: bool) -> Result<()> {
+pub(super) fn refuse_to_overwrite(overlay: &Path, existing: bool) -> Result<()> {
     if existing || overlay.symlink_metadata().is_err() {
         return Ok(());
     }

@@ -12,6 +12,7 @@ mod cli;
 mod cli_client;
 mod cli_image;
 mod cli_jobs;
+mod cli_mirror;
 mod cli_serve;
 mod cli_usage;
 #[cfg(feature = "testing")]
