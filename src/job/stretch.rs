@@ -12,6 +12,9 @@ use crate::range::ByteRange;
 /// Bytes in a piece at most where a speed limit pays for each.
 const LIMITED_PIECE: u64 = 512 << 10;
 
+/// Bytes that one look goes over at most: it holds up the thread that serves the guest.
+const MOST_LOOKED_AT: u64 = 256 << 20;
+
 /// What a job does to each part of the stretch.
 pub(super) trait Copying {
     /// Whether the start of the range is to be copied, and for how many bytes that holds.
@@ -67,7 +70,8 @@ impl Stretch {
             } else {
                 self.pace.piece_length()
             };
-            let rest = ByteRange::between(self.cursor.get(), self.size);
+            let start = self.cursor.get();
+            let rest = ByteRange::between(start, self.size.min(start + MOST_LOOKED_AT));
             let piece = rest.length().min(most);
             match self.work.look(rest).await {
                 Ok((true, length)) => return Some(self.take(length.min(piece))),

@@ -1,5 +1,7 @@
 //! A few threads for system calls that block and that the ring does not have.
 
+#![allow(unsafe_code)]
+
 use std::any::Any;
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -16,7 +18,36 @@ type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 pub(super) struct Pool {
     shared: Arc<PoolShared>,
     most: usize,
+    priority: Priority,
 }
+
+/// How a pool's threads stand towards others that want a processor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Priority {
+    /// As the thread that made the pool.
+    Usual,
+    /// Behind: they get what is left, but never nothing, as they may hold locks in the kernel that
+    /// others wait for.
+    Low,
+}
+
+impl Priority {
+    /// Of the calling thread, where it can be changed.
+    fn take(self) {
+        if self == Priority::Low {
+            // SAFETY: changes numbers of this thread in the kernel, and touches no memory of ours
+            // but the parameter, which is read.
+            unsafe {
+                let parameter: libc::sched_param = std::mem::zeroed();
+                libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameter);
+                libc::setpriority(libc::PRIO_PROCESS, 0, LOW_NICENESS);
+            }
+        }
+    }
+}
+
+/// A tenth of the usual weight.
+const LOW_NICENESS: libc::c_int = 10;
 
 #[derive(Default)]
 struct PoolShared {
@@ -33,10 +64,11 @@ struct PoolState {
 }
 
 impl Pool {
-    pub(super) fn new(most: usize) -> Pool {
+    pub(super) fn new(most: usize, priority: Priority) -> Pool {
         Pool {
             shared: Arc::default(),
             most: most.max(1),
+            priority,
         }
     }
 
@@ -72,10 +104,17 @@ impl Pool {
     }
 
     fn start_thread(&self, state: &mut PoolState) {
-        let shared = self.shared.clone();
+        let (shared, priority) = (self.shared.clone(), self.priority);
+        let name = match priority {
+            Priority::Usual => "blocking",
+            Priority::Low => "background",
+        };
         let started = std::thread::Builder::new()
-            .name("blocking".into())
-            .spawn(move || shared.serve());
+            .name(name.into())
+            .spawn(move || {
+                priority.take();
+                shared.serve();
+            });
         match started {
             Ok(_) => state.threads += 1,
             // With one thread at least the work is done, only later.
@@ -132,7 +171,9 @@ impl Worker {
         reason = "a thread is nothing to make by default"
     )]
     pub fn new() -> Worker {
-        Worker { pool: Pool::new(1) }
+        Worker {
+            pool: Pool::new(1, Priority::Usual),
+        }
     }
 
     /// Runs `work` on the thread, after what was asked before, to its end even if the future is

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use nix::poll::PollFlags;
 
 use super::Config;
-use super::blocking::Pool;
+use super::blocking::{Pool, Priority};
 use super::clock::{Clock, Timers};
 use super::handle::{Core, Handle};
 use super::ready::{ReadyQueue, TaskId, TaskWaker};
@@ -49,7 +49,8 @@ impl Runtime {
             timers: Timers::default(),
             clock: Clock::real(),
             ring: Some(ring),
-            pool: Pool::new(config.blocking_threads),
+            pool: Pool::new(config.blocking_threads, Priority::Usual),
+            background: Pool::new(config.background_threads, Priority::Low),
             random: Cell::new(config.seed),
         };
         Ok(Runtime::from_parts(core, driver))
@@ -64,7 +65,8 @@ impl Runtime {
             timers: Timers::default(),
             clock: Clock::simulated(),
             ring: None,
-            pool: Pool::new(1),
+            pool: Pool::new(1, Priority::Usual),
+            background: Pool::new(1, Priority::Low),
             random: Cell::new(seed),
         };
         Ok(Runtime::from_parts(core, Driver::Simulated))

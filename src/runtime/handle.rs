@@ -23,6 +23,7 @@ pub(super) struct Core {
     pub(super) clock: Clock,
     pub(super) ring: Option<Ring>,
     pub(super) pool: Pool,
+    pub(super) background: Pool,
     pub(super) random: Cell<u64>,
 }
 
@@ -107,6 +108,18 @@ impl Handle {
             return Blocking::finished(work());
         }
         self.core.pool.run(work)
+    }
+
+    /// Like [`Handle::blocking`], for long work that nobody waits for at once: on threads that give way
+    /// to all others, no more than there are processors.
+    pub fn background<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Blocking<T> {
+        if self.is_simulated() {
+            return Blocking::finished(work());
+        }
+        self.core.background.run(work)
     }
 
     /// Tasks that have not ended.

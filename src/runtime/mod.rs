@@ -39,6 +39,8 @@ pub struct Config {
     pub file_slots: u32,
     /// Threads at most for blocking system calls.
     pub blocking_threads: usize,
+    /// Threads at most for long work that gives way.
+    pub background_threads: usize,
     /// Where random numbers come from.
     pub seed: u64,
 }
@@ -50,9 +52,17 @@ impl Default for Config {
             buffer_slots: 4096,
             file_slots: 64,
             blocking_threads: 4,
+            background_threads: processors().min(MOST_BACKGROUND),
             seed: 0,
         }
     }
+}
+
+/// Two keep a file busy: one reads while the other writes. More are for several files.
+const MOST_BACKGROUND: usize = 4;
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 #[cfg(test)]

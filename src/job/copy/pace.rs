@@ -25,10 +25,10 @@ const LITTLE: u64 = 2;
 /// |---|---|
 /// | no request, none in flight | twice as many as before, up to 16 |
 /// | at most 2 requests, at most 1 in flight | at most 4 |
-/// | more, up to 4 in flight | 2 |
-/// | more than 4 in flight | 1 |
+/// | more | 1 |
 ///
-/// So the copy gives way at the first look and takes 30 to 40 ms of silence to come back.
+/// So the copy gives way at the first look, leaves the guest a processor of two, and takes 40 ms of
+/// silence to come back.
 pub struct Pace {
     handle: Handle,
     device: Rc<Child>,
@@ -119,7 +119,6 @@ fn adapt(limit: usize, entered: u64, in_flight: u32) -> usize {
     match (entered, in_flight) {
         (0, 0) => (limit * 2).min(MOST),
         (0..=LITTLE, 0..=1) => limit.clamp(2, FEW),
-        (_, 0..=4) => 2,
         _ => 1,
     }
 }

@@ -348,9 +348,11 @@ fn the_copy_gives_way_to_the_guest_and_comes_back() {
         for _ in 0..10 {
             read(&guest).await;
         }
-        assert_eq!(look().await, 2, "a guest under load");
+        assert_eq!(look().await, 1, "a guest under load");
         assert_eq!(pace.piece_length(), 1 << 20);
-        assert_eq!([look().await, look().await, look().await], [4, 8, 16]);
+        for back in [2, 4, 8, 16] {
+            assert_eq!(look().await, back);
+        }
         assert_eq!(pace.piece_length(), 8 << 20);
     });
 }

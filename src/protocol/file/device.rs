@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::stat::{FileStat, SFlag};
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, fstatfs};
 use nix::{request_code_none, request_code_write};
 
 /// What kind of file a descriptor leads to.
@@ -69,6 +70,15 @@ pub(super) fn clone_range(
     };
     // SAFETY: the descriptor is open and the kernel reads one `CloneRange` from the pointer.
     unsafe { ficlonerange(file.as_raw_fd(), &raw const range) }.map(drop)
+}
+
+/// The file lies on a server, which may copy without sending the bytes here.
+pub(super) fn has_server(file: &impl AsFd) -> bool {
+    const SMB2: FsType = FsType(0xfe53_4d42);
+    const CIFS: FsType = FsType(0xff53_4d42);
+    const CEPH: FsType = FsType(0x00c3_6400);
+    let remote = [NFS_SUPER_MAGIC, FUSE_SUPER_MAGIC, SMB2, CIFS, CEPH];
+    fstatfs(file).is_ok_and(|status| remote.contains(&status.filesystem_type()))
 }
 
 /// Discards `length` bytes from `start` of a block device; both multiples of its sector.

@@ -1,9 +1,11 @@
 //! Writes of another file's bytes: inside the kernel where it can, on a helper thread always.
 //!
 //! The cheapest way that both files allow, then the next for what is left: sharing of blocks
-//! (reflink), copy_file_range(2) between cached files (past the cache it goes page by page), reads and
-//! writes through a buffer. Only the last tells which side an error comes from, so every error ends there.
+//! (reflink), copy_file_range(2) where a server does the copying (a local file system goes page by page
+//! there, all the time with the file locked), reads and writes through a buffer. Only the last tells
+//! which side an error comes from, so every error ends there.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
@@ -52,7 +54,7 @@ impl File {
         flags: WriteFlags,
     ) -> Result<()> {
         let target = self.target(offset, &slice);
-        let copied = self.handle.blocking(move || copy(&target, &slice)).await;
+        let copied = self.handle.background(move || copy(&target, &slice)).await;
         // Also a failed copy may have written something.
         self.count_change();
         if copied.clone_refused {
@@ -115,7 +117,7 @@ fn copy(target: &Target, slice: &FileSlice) -> Copied {
             Err(errno) => copied.clone_refused = is_refusal(errno),
         }
     }
-    if !target.direct && !slice.file().direct {
+    if device::has_server(&target.file) && !target.direct && !slice.file().direct {
         copied.length = copy_in_kernel(target, slice);
     }
     copied.result = copy_through_memory(target, slice, &mut copied.length);
@@ -177,8 +179,7 @@ fn copy_through_memory(target: &Target, slice: &FileSlice, done: &mut u64) -> Re
     } else {
         CACHED_PIECE
     };
-    let piece = piece.min((slice.length() - *done) as usize);
-    let buffer = MemorySlice::zeroed(piece);
+    let buffer = buffer(piece);
     while *done < slice.length() {
         let length = piece.min((slice.length() - *done) as usize);
         let part = buffer.slice(0, length);
@@ -200,4 +201,15 @@ fn copy_through_memory(target: &Target, slice: &FileSlice, done: &mut u64) -> Re
         *done += length as u64;
     }
     Ok(())
+}
+
+/// Memory of this thread, kept: new memory would have to be found and cleared for each copy.
+fn buffer(length: usize) -> MemorySlice {
+    thread_local! {
+        static KEPT: RefCell<Option<MemorySlice>> = const { RefCell::new(None) };
+    }
+    KEPT.with_borrow_mut(|kept| match kept {
+        Some(buffer) if buffer.length() >= length => buffer.slice(0, length),
+        _ => kept.insert(MemorySlice::zeroed(length)).clone(),
+    })
 }
