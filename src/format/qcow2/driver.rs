@@ -138,7 +138,7 @@ impl Driver for Qcow2 {
 
     fn close(&self) -> IoFuture<'_, ()> {
         Box::pin(async move {
-            let stored = self.close_bitmaps().await;
+            let stored = Box::pin(self.close_bitmaps()).await;
             self.write_everything().await.and(stored)
         })
     }
@@ -150,7 +150,7 @@ impl Driver for Qcow2 {
 
 impl Qcow2 {
     async fn become_read_only(&self) -> Result<()> {
-        self.close_bitmaps().await?;
+        Box::pin(self.close_bitmaps()).await?;
         self.write_everything().await?;
         self.writable.set(false);
         self.read_only.set(true);

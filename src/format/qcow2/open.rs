@@ -137,7 +137,8 @@ impl Qcow2 {
             decompressed: RefCell::default(),
             bitmaps: StoredBitmaps::new(options.keeping),
         };
-        image.load_bitmaps().await?;
+        // Apart: chains are opened one future in another, a thousand deep.
+        Box::pin(image.load_bitmaps()).await?;
         if !options.read_only {
             image.become_writable().await?;
         }
@@ -179,7 +180,7 @@ impl Qcow2 {
             self.rebuild_refcounts().await?;
         }
         self.claim_bitmaps()?;
-        self.store_bitmaps(Purpose::Opening).await
+        Box::pin(self.store_bitmaps(Purpose::Opening)).await
     }
 }
 

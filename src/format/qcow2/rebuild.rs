@@ -69,7 +69,7 @@ impl Qcow2 {
                 self.refer(&mut references, offset, 1);
             }
         }
-        for (offset, bytes) in self.bitmap_places().await {
+        for (offset, bytes) in Box::pin(self.bitmap_places()).await {
             self.refer(&mut references, offset, bytes);
         }
         let entries = self.l1.borrow().entries().to_vec();

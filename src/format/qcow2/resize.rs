@@ -25,7 +25,7 @@ impl Qcow2 {
         } else if size > before {
             self.grow(size, before).await?;
         }
-        self.resize_bitmaps(size, before).await;
+        Box::pin(self.resize_bitmaps(size, before)).await;
         Ok(())
     }
 
