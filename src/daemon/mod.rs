@@ -28,7 +28,7 @@ use startup::{Outcome, Startup};
 pub use face::Face;
 
 use crate::qmp::commands::Context;
-use crate::runtime::{Config, Handle, Runtime};
+use crate::runtime::{Config, Handle, PollPolicy, Runtime};
 
 /// The program's name in messages.
 const NAME: &str = "liveblkd";
@@ -69,7 +69,9 @@ Serves chains of disk images and rearranges them while they are in use.
                [,max-connections=<number>]
                          listen for NBD clients
 
-  --object iothread,id=<id>
+  --object iothread,id=<id>[,poll-max-ns=<n>][,poll-grow=<n>][,poll-shrink=<n>]
+                         tune the I/O thread: how long it looks for requests
+                         before it sleeps
   --object secret,id=<id>,data=<text>|file=<path>[,format=raw|base64]
                          make an object
 
@@ -103,7 +105,11 @@ pub fn run(arguments: impl IntoIterator<Item = String>) -> ExitCode {
 /// Serves what the options say, in this process, until told to stop. `--daemonize` is not for here.
 pub fn serve(items: Vec<Item>, face: Face) -> ExitCode {
     leave_mounts_alone();
-    let runtime = match Runtime::new(&Config::default()) {
+    let config = Config {
+        polling: PollPolicy::for_this_machine(),
+        ..Config::default()
+    };
+    let runtime = match Runtime::new(&config) {
         Ok(runtime) => runtime,
         Err(error) => return face.fail(error.message()),
     };

@@ -7,13 +7,15 @@ use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use nix::poll::PollFlags;
 
 use super::Config;
 use super::blocking::{Pool, Priority};
-use super::clock::{Clock, Timers};
+use super::clock::{Clock, Instant, Timers};
 use super::handle::{Core, Handle};
+use super::polling::{PollPolicy, Polling};
 use super::ready::{ReadyQueue, TaskId, TaskWaker};
 use super::ring::{Op, Ring, RingFile};
 use super::task::TaskTable;
@@ -21,6 +23,9 @@ use crate::error::{Error, Result};
 
 /// Polls between two looks at the ring, so that ready tasks cannot starve completions.
 const MOST_POLLS: usize = 256;
+
+/// Looks at the rings between two looks at the clock.
+const LOOKS_PER_TIME: usize = 32;
 
 /// The runtime of one thread. Dropping it drops all tasks, then waits until the kernel has let go
 /// of the buffers of I/O in flight.
@@ -51,6 +56,7 @@ impl Runtime {
             ring: Some(ring),
             pool: Pool::new(config.blocking_threads, Priority::Usual),
             background: Pool::new(config.background_threads, Priority::Low),
+            polling: Polling::new(config.polling),
             random: Cell::new(config.seed),
         };
         Ok(Runtime::from_parts(core, driver))
@@ -67,6 +73,7 @@ impl Runtime {
             ring: None,
             pool: Pool::new(1, Priority::Usual),
             background: Pool::new(1, Priority::Low),
+            polling: Polling::new(PollPolicy::NEVER),
             random: Cell::new(seed),
         };
         Ok(Runtime::from_parts(core, Driver::Simulated))
@@ -151,21 +158,56 @@ impl Runtime {
         core.timers.fire_if_any(&core.clock);
         ring.refill();
         if core.ready.len() > 0 || ring.has_backlog() {
-            if ring.needs_enter() {
-                ring.enter(0, None);
-            }
+            ring.flush();
         } else {
-            let limit = core
-                .timers
-                .next_deadline()
-                .map(|deadline| deadline.saturating_since(core.clock.now()));
-            ring.enter(1, limit);
+            self.wait(ring);
         }
         ring.reap();
         if core.ready.is_notified() && driver.was_woken() {
             self.take_foreign();
         }
         core.timers.fire_if_any(&core.clock);
+    }
+
+    /// Submits what is queued, or waits for an event: looking for one first, then asleep.
+    fn wait(&self, ring: &Ring) {
+        let polling = &self.handle.core.polling;
+        if !polling.is_enabled() {
+            return ring.enter(1, self.until_timer());
+        }
+        let time = polling.time();
+        if !time.is_zero() && ring.needs_enter() {
+            return ring.enter(0, None);
+        }
+        let began = self.handle.now();
+        if self.sees_event(ring, began + time) {
+            ring.flush();
+        } else {
+            ring.enter(1, self.until_timer());
+        }
+        polling.learn(self.handle.now() - began);
+    }
+
+    /// Looks for an event without a system call, until `end` or until a timer is due.
+    fn sees_event(&self, ring: &Ring, end: Instant) -> bool {
+        let core = &self.handle.core;
+        let end = core.timers.next_deadline().map_or(end, |due| due.min(end));
+        while core.clock.now() < end {
+            for _ in 0..LOOKS_PER_TIME {
+                if ring.has_news() || core.ready.is_notified() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        false
+    }
+
+    /// How long until the next timer is due.
+    fn until_timer(&self) -> Option<Duration> {
+        let core = &self.handle.core;
+        let deadline = core.timers.next_deadline()?;
+        Some(deadline.saturating_since(core.clock.now()))
     }
 
     fn turn_simulated(&self) {

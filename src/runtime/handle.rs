@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::blocking::{Blocking, Pool};
 use super::clock::{Clock, Instant, Sleep, Timeout, Timers};
+use super::polling::{PollPolicy, Polling};
 use super::ready::ReadyQueue;
 use super::remote::Remote;
 use super::ring::Ring;
@@ -24,6 +25,7 @@ pub(super) struct Core {
     pub(super) ring: Option<Ring>,
     pub(super) pool: Pool,
     pub(super) background: Pool,
+    pub(super) polling: Polling,
     pub(super) random: Cell<u64>,
 }
 
@@ -91,6 +93,12 @@ impl Handle {
         assert!(bound > 0, "no number is below 0");
         // The high half of a product: the bias is below bound / 2^64.
         ((u128::from(self.random_u64()) * u128::from(bound)) >> 64) as u64
+    }
+
+    /// How long the loop may look for events before it sleeps, from its next turn on; `None`: what
+    /// the runtime was built with.
+    pub fn set_poll_policy(&self, policy: Option<PollPolicy>) {
+        self.core.polling.set_policy(policy);
     }
 
     /// What other threads use to reach this one.

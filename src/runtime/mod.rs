@@ -15,6 +15,7 @@ mod blocking;
 pub mod clock;
 mod executor;
 mod handle;
+mod polling;
 mod ready;
 mod remote;
 pub mod ring;
@@ -25,6 +26,7 @@ pub use blocking::{Blocking, Worker};
 pub use clock::{Elapsed, Instant, Sleep, Timeout};
 pub use executor::Runtime;
 pub use handle::{Handle, YieldNow};
+pub use polling::PollPolicy;
 pub use remote::Remote;
 pub use task::Task;
 
@@ -41,6 +43,8 @@ pub struct Config {
     pub blocking_threads: usize,
     /// Threads at most for long work that gives way.
     pub background_threads: usize,
+    /// How long the loop may look for events before it sleeps, unless it is told otherwise.
+    pub polling: PollPolicy,
     /// Where random numbers come from.
     pub seed: u64,
 }
@@ -53,6 +57,7 @@ impl Default for Config {
             file_slots: 64,
             blocking_threads: 4,
             background_threads: processors().min(MOST_BACKGROUND),
+            polling: PollPolicy::default(),
             seed: 0,
         }
     }

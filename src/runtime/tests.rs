@@ -3,7 +3,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::{Config, Elapsed, Runtime};
+use super::{Config, Elapsed, PollPolicy, Runtime};
 
 fn real() -> Runtime {
     Runtime::new(&Config::default()).expect("io_uring is needed by these tests")
@@ -160,4 +160,93 @@ fn aborted_and_detached_tasks() {
         assert_eq!(Rc::strong_count(&alive), 1);
         assert_eq!(handle.tasks(), 0);
     });
+}
+
+/// A runtime that may poll for a second and has learnt to do so for a while.
+fn polling() -> Runtime {
+    let runtime = Runtime::new(&Config {
+        polling: PollPolicy {
+            max_ns: 1_000_000_000,
+            ..PollPolicy::default()
+        },
+        ..Config::default()
+    });
+    let runtime = runtime.expect("io_uring is needed by these tests");
+    let handle = runtime.handle();
+    runtime.block_on(handle.sleep(Duration::from_millis(200)));
+    assert!(handle.core.polling.time() > Duration::from_millis(200));
+    runtime
+}
+
+/// While it polls it is not asleep in the kernel, where each of these would wake it.
+#[test]
+fn a_polling_loop_hears_timers_other_threads_and_the_kernel() {
+    let runtime = polling();
+    let handle = runtime.handle();
+    let began = std::time::Instant::now();
+    let enters = handle.ring().enters();
+    runtime.block_on(async {
+        handle.sleep(Duration::from_millis(2)).await;
+        handle
+            .blocking(|| std::thread::sleep(Duration::from_millis(2)))
+            .await;
+        let (reader, writer) = nix::unistd::pipe().expect("pipe");
+        let reader = handle.ring().file(reader);
+        let polled = handle
+            .ring()
+            .poll_add(&reader, nix::poll::PollFlags::POLLIN);
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(2));
+            nix::unistd::write(&writer, b"x").expect("pipe is open");
+            std::thread::sleep(Duration::from_millis(500));
+        });
+        polled.await.expect("polled");
+    });
+    assert!(
+        began.elapsed() < Duration::from_millis(500),
+        "{:?}",
+        began.elapsed()
+    );
+    let enters = handle.ring().enters() - enters;
+    assert!(enters < 50, "{enters} system calls while it polled");
+}
+
+/// Nothing to do must cost nothing: after one wait that was too long it sleeps at once.
+#[test]
+fn an_idle_loop_does_not_poll() {
+    let runtime = Runtime::new(&Config {
+        polling: PollPolicy {
+            max_ns: 5_000_000,
+            ..PollPolicy::default()
+        },
+        ..Config::default()
+    });
+    let runtime = runtime.expect("io_uring is needed by these tests");
+    let handle = runtime.handle();
+    runtime.block_on(async {
+        for _ in 0..20 {
+            handle.sleep(Duration::from_millis(1)).await;
+        }
+        assert!(
+            !handle.core.polling.time().is_zero(),
+            "it polls for timers that are near"
+        );
+        let before = processor_time();
+        for _ in 0..20 {
+            handle.sleep(Duration::from_millis(20)).await;
+            assert!(handle.core.polling.time().is_zero());
+        }
+        let spent = processor_time() - before;
+        assert!(spent < Duration::from_millis(20), "{spent:?} of 400 ms");
+    });
+}
+
+/// What this thread has used.
+fn processor_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("schedstat");
+    let nanoseconds = text
+        .split(' ')
+        .next()
+        .and_then(|number| number.parse().ok());
+    Duration::from_nanos(nanoseconds.expect("a number"))
 }

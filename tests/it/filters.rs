@@ -219,6 +219,50 @@ fn copy_on_read_is_as_in_qemu() {
 }
 
 #[test]
+fn poll_properties_of_iothreads_are_as_in_qemu() {
+    let add = |id: &str, property: &str, value: Value| {
+        let mut arguments = json!({"qom-type": "iothread", "id": id});
+        arguments[property] = value;
+        ("object-add", arguments)
+    };
+    let read =
+        |path: &str, property: &str| ("qom-get", json!({"path": path, "property": property}));
+    let write = |property: &str, value: Value| {
+        (
+            "qom-set",
+            json!({"path": "t", "property": property, "value": value}),
+        )
+    };
+    let mut commands = vec![add("t", "poll-max-ns", json!(100000))];
+    for property in ["poll-max-ns", "poll-grow", "poll-shrink"] {
+        commands.extend([
+            add("x", property, json!(-1)),
+            add("x", property, json!("1")),
+            add("x", property, json!(1_u64 << 63)),
+            add(property, property, json!(1_u64 << 62)),
+            read("/objects/t", property),
+            read(property, property),
+            write(property, json!(-1)),
+            write(property, json!("1")),
+            write(property, json!(null)),
+            write(property, json!(1.5)),
+            write(property, json!(3)),
+            read("t", property),
+        ]);
+    }
+    commands.extend([
+        read("poll-grow", "poll-max-ns"),
+        read("t", "type"),
+        read("t", "thread-id"),
+        write("type", json!("x")),
+        write("none", json!(5)),
+        ("object-del", json!({"id": "t"})),
+        read("t", "poll-max-ns"),
+    ]);
+    same_as_qemu(&commands);
+}
+
+#[test]
 fn throttle_groups_are_as_in_qemu() {
     let group = |id: &str, limits: Value| {
         (

@@ -11,6 +11,7 @@ mod create;
 mod device;
 mod export;
 mod images;
+mod iothread;
 mod job;
 mod mirror;
 mod node;
@@ -54,6 +55,7 @@ pub use object::Objects;
 
 /// Everything that commands act on.
 pub struct Context {
+    handle: Handle,
     graph: Graph,
     blockdev: Blockdev,
     exports: Exports,
@@ -280,6 +282,7 @@ impl Context {
         };
         let exports = Exports::new(handle.clone(), graph.clone());
         let context = Rc::new(Context {
+            handle: handle.clone(),
             blockdev,
             nbd: NbdService::new(exports.clone()),
             graph,

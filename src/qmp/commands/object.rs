@@ -1,13 +1,14 @@
-//! Objects: I/O threads (named, though there is one loop only), secrets and throttle groups.
+//! Objects: I/O threads (there is one only, which they tune), secrets and throttle groups.
 
 use std::cell::RefCell;
 
 use serde_json::{Value, json};
 
-use super::{Context, Outcome, qom};
+use super::{Context, Outcome, iothread, qom};
 use crate::qmp::chardev::is_identifier;
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
+use crate::runtime::PollPolicy;
 
 /// All objects, in the order in which they were made.
 #[derive(Default)]
@@ -22,7 +23,7 @@ struct Object {
 
 enum Kind {
     /// All I/O is on the daemon's one thread; the name is what exports may refer to.
-    IoThread,
+    IoThread(PollPolicy),
     Secret(Vec<u8>),
     /// What it is stands in `blockdev`'s list of groups.
     ThrottleGroup,
@@ -31,7 +32,7 @@ enum Kind {
 impl Kind {
     fn name(&self) -> &'static str {
         match self {
-            Kind::IoThread => "iothread",
+            Kind::IoThread(_) => "iothread",
             Kind::Secret(_) => "secret",
             Kind::ThrottleGroup => "throttle-group",
         }
@@ -40,9 +41,11 @@ impl Kind {
 
 /// `object-add` and `--object`.
 pub(super) fn add(context: &Context, args: Args<'_>) -> Outcome {
-    context
+    let added = context
         .objects
-        .add(args, || qom::add_throttle_group(context, args))
+        .add(args, || qom::add_throttle_group(context, args))?;
+    iothread::apply(context);
+    Ok(added)
 }
 
 /// `object-del`.
@@ -54,6 +57,7 @@ pub(super) fn remove(context: &Context, id: &str) -> Outcome {
     }
     context.objects.remove(id)?;
     groups.remove(id);
+    iothread::apply(context);
     Ok(json!({}))
 }
 
@@ -74,7 +78,7 @@ impl Objects {
             return Err(QmpError::generic(text));
         }
         let kind = match args.required_str("qom-type") {
-            "iothread" => Kind::IoThread,
+            "iothread" => Kind::IoThread(iothread::policy(args)?),
             "secret" => Kind::Secret(secret(args)?),
             "throttle-group" => {
                 add_group()?;
@@ -113,11 +117,46 @@ impl Objects {
         let objects = self.objects.borrow();
         let mut threads = objects
             .iter()
-            .filter(|object| matches!(object.kind, Kind::IoThread));
+            .filter(|object| matches!(object.kind, Kind::IoThread(_)));
         match threads.any(|object| object.id == id) {
             true => Ok(()),
             false => Err(QmpError::generic(format!("iothread \"{id}\" not found"))),
         }
+    }
+
+    /// What the properties of an I/O thread are; `None` where the object is another or not there.
+    pub(super) fn policy(&self, id: &str) -> Option<PollPolicy> {
+        let objects = self.objects.borrow();
+        objects.iter().find_map(|object| match object.kind {
+            Kind::IoThread(policy) if object.id == id => Some(policy),
+            _ => None,
+        })
+    }
+
+    /// Changes the properties of an I/O thread that there is; a change that fails leaves them.
+    pub(super) fn change_policy(
+        &self,
+        id: &str,
+        change: impl FnOnce(&mut PollPolicy) -> Result<(), QmpError>,
+    ) -> Result<(), QmpError> {
+        let mut objects = self.objects.borrow_mut();
+        let found = objects.iter_mut().find(|object| object.id == id);
+        if let Some(Kind::IoThread(policy)) = found.map(|object| &mut object.kind) {
+            let mut changed = *policy;
+            change(&mut changed)?;
+            *policy = changed;
+        }
+        Ok(())
+    }
+
+    /// What the I/O thread goes by: the object that lets it poll longest, if there is one.
+    pub(super) fn poll_policy(&self) -> Option<PollPolicy> {
+        let objects = self.objects.borrow();
+        let policies = objects.iter().filter_map(|object| match object.kind {
+            Kind::IoThread(policy) => Some(policy),
+            _ => None,
+        });
+        policies.max_by_key(|policy| policy.max_ns)
     }
 
     /// The bytes of a secret, for who needs one by name.

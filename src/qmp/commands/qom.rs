@@ -1,8 +1,8 @@
-//! `qom-get` and `qom-set`, for the objects that there are; and throttle groups, the ones with properties.
+//! `qom-get` and `qom-set`, for the objects that there are; and the properties of throttle groups.
 
 use serde_json::{Map, Value, json};
 
-use super::{Context, Outcome};
+use super::{Context, Outcome, iothread};
 use crate::filter::ThrottleLimits;
 use crate::qmp::error::{ErrorClass, QmpError};
 use crate::qmp::schema::{Args, Dialect, LIMITS_PROPERTY, check};
@@ -43,6 +43,9 @@ pub(super) fn read(context: &Context, args: Args<'_>) -> Outcome {
     if property == "type" {
         return Ok(kind.into());
     }
+    if let Some(policy) = context.objects.policy(id) {
+        return iothread::property(policy, property).ok_or_else(|| missing(kind, property));
+    }
     let groups = context.blockdev.throttle_groups();
     let limits = groups.find(id).map(|group| group.limits());
     match (property, limits) {
@@ -73,6 +76,11 @@ pub(super) fn write(context: &Context, args: Args<'_>) -> Outcome {
         let text = format!("Property '{kind}.type' is not writable");
         return Err(QmpError::generic(text));
     }
+    let value = args.value("value").cloned().unwrap_or_default();
+    if context.objects.policy(id).is_some() {
+        let set = iothread::set_property(context, id, property, value);
+        return set.unwrap_or_else(|| Err(missing(kind, property)));
+    }
     let Some(group) = context.blockdev.throttle_groups().find(id) else {
         return Err(missing(kind, property));
     };
@@ -86,7 +94,6 @@ pub(super) fn write(context: &Context, args: Args<'_>) -> Outcome {
             false => missing(kind, property),
         });
     }
-    let value = args.value("value").cloned().unwrap_or_default();
     let value = check(&LIMITS_PROPERTY, json!({"limits": value}), Dialect::Json)?;
     set_all(&mut limits, Args::new(&value["limits"]));
     limits.check()?;

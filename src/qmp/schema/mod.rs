@@ -24,6 +24,7 @@ pub use args::Args;
 pub use check::{Dialect, check};
 pub use filter::LIMITS_PROPERTY;
 pub use introspect::introspect;
+pub use object::POLL_PROPERTIES;
 
 /// A type of a member, an argument or a result.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! Objects: I/O threads, secrets and throttle groups.
 
 use super::{
-    Command, EMPTY_RESULT, Enum, Object, STR, Type, Variants, cmd, filter, opt, refused, req,
+    Command, EMPTY_RESULT, Enum, INT, Object, STR, Type, Variants, cmd, filter, opt, refused, req,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -57,9 +57,17 @@ static IOTHREAD_OPTIONS: Object = Object::new(
         refused("aio-max-batch", NOTHING_TO_TUNE),
         refused("thread-pool-min", NOTHING_TO_TUNE),
         refused("thread-pool-max", NOTHING_TO_TUNE),
-        refused("poll-max-ns", NOTHING_TO_TUNE),
-        refused("poll-grow", NOTHING_TO_TUNE),
-        refused("poll-shrink", NOTHING_TO_TUNE),
+    ],
+)
+.based(&POLL_PROPERTIES);
+
+/// How an I/O thread polls: what `object-add` gives and `qom-set` changes.
+pub static POLL_PROPERTIES: Object = Object::new(
+    "PollProperties",
+    &[
+        opt("poll-max-ns", INT),
+        opt("poll-grow", INT),
+        opt("poll-shrink", INT),
     ],
 );
 

@@ -21,11 +21,12 @@ mod setup;
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::io;
 use std::mem::MaybeUninit;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, squeue, types};
 use nix::errno::Errno;
 
 use crate::error::Result;
@@ -133,17 +134,18 @@ impl Ring {
         !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
-    /// Submits everything and waits for `want` completions, at most for `limit`.
+    /// Submits everything and waits for `want` completions, at most for `limit`. Also without
+    /// waiting, the kernel hands over what it has.
     pub(crate) fn enter(&self, want: usize, limit: Option<Duration>) {
         self.shared.enters.set(self.shared.enters.get() + 1);
-        let uring = self.shared.uring.borrow();
         let entered = match limit {
             Some(limit) => {
                 let time = types::Timespec::from(limit);
                 let arguments = types::SubmitArgs::new().timespec(&time);
+                let uring = self.shared.uring.borrow();
                 uring.submitter().submit_with_args(want, &arguments)
             }
-            None => uring.submit_and_wait(want),
+            None => self.submit(want),
         };
         let Err(error) = entered else { return };
         let errno = Errno::from_raw(error.raw_os_error().unwrap_or(0));
@@ -156,6 +158,36 @@ impl Ring {
             Errno::ENOMEM,
         ];
         assert!(harmless.contains(&errno), "io_uring_enter failed: {error}");
+    }
+
+    fn submit(&self, want: usize) -> io::Result<usize> {
+        let mut uring = self.shared.uring.borrow_mut();
+        let queued = uring.submission().len() as u32;
+        let flags = EnterFlags::GETEVENTS.bits();
+        // SAFETY: no argument is passed, so that the kernel is given no pointer.
+        unsafe {
+            uring
+                .submitter()
+                .enter::<libc::sigset_t>(queued, want as u32, flags, None)
+        }
+    }
+
+    /// Submits what is queued and takes what the kernel has, where there is anything of either.
+    pub(crate) fn flush(&self) {
+        if self.needs_enter() {
+            self.enter(0, None);
+        }
+    }
+
+    /// Completions can be reaped, or the kernel has some to hand over.
+    pub(crate) fn has_news(&self) -> bool {
+        let mut uring = self.shared.uring.borrow_mut();
+        let queue = uring.submission();
+        if queue.taskrun() || queue.cq_overflow() {
+            return true;
+        }
+        drop(queue);
+        !uring.completion().is_empty()
     }
 
     /// Moves the backlog into the submission queue as far as there is room.
