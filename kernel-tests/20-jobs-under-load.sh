@@ -4,8 +4,9 @@ set -euo pipefail
 . "$(dirname "$0")/harness.sh"
 
 ROUNDS=$((2 * SCALE < 20 ? 2 * SCALE : 20))
-RANDOM=${LIVEBLK_SEED:-$$}
-step "$ROUNDS rounds of eight cases; seed $RANDOM"
+SEED=${LIVEBLK_SEED:-$((SRANDOM % 32768))}
+RANDOM=$SEED
+step "$ROUNDS rounds of eight cases; seed $SEED"
 
 new_image 0.qcow2 160M
 serve d 0.qcow2
