@@ -10,6 +10,7 @@ mod control;
 mod create;
 mod device;
 mod export;
+mod graph_events;
 mod images;
 mod iothread;
 mod job;
@@ -29,7 +30,6 @@ use std::cell::Cell;
 use std::future::ready;
 use std::rc::Rc;
 
-use nix::errno::Errno;
 use serde_json::{Value, json};
 
 use self::images::OpenImages;
@@ -41,9 +41,8 @@ use super::limited_events::LimitedEvents;
 use super::monitor::Commands;
 use super::schema::{self, Args};
 use super::session::Request;
-use crate::block::{BlockEvent, Graph};
+use crate::block::Graph;
 use crate::blockdev::Blockdev;
-use crate::error::strerror;
 use crate::export::Exports;
 use crate::export::nbd::NbdService;
 use crate::job::{Jobs, Workshop};
@@ -383,7 +382,7 @@ impl Context {
         let events = self.events.clone();
         let limited = LimitedEvents::new(self.workshop.jobs.handle(), &events);
         self.graph
-            .on_event(move |event| tell(&events, &limited, event));
+            .on_event(move |event| graph_events::tell(&events, &limited, event));
     }
 }
 
@@ -406,46 +405,6 @@ impl Commands for Context {
     fn replied(&self) {
         if self.quitting.get() {
             self.quit.set();
-        }
-    }
-}
-
-/// Tells clients of what happened in the graph.
-fn tell(events: &EventBus, limited: &LimitedEvents, event: BlockEvent) {
-    match event {
-        BlockEvent::ImageCorrupted {
-            node_name,
-            message,
-            offset,
-            size,
-            fatal,
-        } => {
-            let mut data =
-                json!({"device": "", "node-name": node_name, "msg": message, "fatal": fatal});
-            if let Some(offset) = offset {
-                data["offset"] = offset.into();
-            }
-            if let Some(size) = size {
-                data["size"] = size.into();
-            }
-            events.emit("BLOCK_IMAGE_CORRUPTED", data);
-        }
-        BlockEvent::RequestFailed {
-            user,
-            node_name,
-            writes,
-            errno,
-        } => {
-            let data = json!({
-                "qom-path": user,
-                "device": "",
-                "node-name": node_name,
-                "operation": if writes { "write" } else { "read" },
-                "action": "report",
-                "nospace": errno == Errno::ENOSPC,
-                "reason": strerror(errno),
-            });
-            limited.emit("BLOCK_IO_ERROR", &user, data);
         }
     }
 }
