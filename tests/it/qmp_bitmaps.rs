@@ -285,7 +285,6 @@ fn refusals_are_qemus() {
         ("block-dirty-bitmap-add", stored("ro", "late")),
         ("blockdev-reopen", rw),
         ("block-dirty-bitmap-remove", bitmap("ro", "late")),
-        ("block_resize", json!({"node-name": "ro", "size": 1 << 24})),
         ("block-dirty-bitmap-remove", bitmap("ro", "p")),
         ("query-named-block-nodes", json!({"flat": true})),
     ];
@@ -303,7 +302,7 @@ fn refusals_are_qemus() {
             match reply["return"].as_array() {
                 Some(nodes) => {
                     let bitmaps = nodes.iter().map(|node| &node["dirty-bitmaps"]);
-                    bitmaps.map(Value::to_string).collect::<String>()
+                    bitmaps.cloned().collect::<Value>().to_string()
                 }
                 None => reply["error"]["desc"].to_string(),
             }
