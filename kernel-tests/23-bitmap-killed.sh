@@ -41,7 +41,7 @@ must fio --name=fill --filename="$DEVICE" --rw=write --bs=1M --size=32M --direct
 must qmp d block-dirty-bitmap-add node=q name=b persistent=on
 stop_daemon d
 
-for round in $(seq $((20 * SCALE))); do
+for round in $(seq $((6 * SCALE))); do
     serve d a.qcow2
     if [ $((round % 5)) = 1 ]; then
         step "round $round: begins with an empty bitmap"
