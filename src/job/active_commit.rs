@@ -26,20 +26,12 @@ pub async fn commit_active(workshop: &Workshop, arguments: Commit) -> Result<Rc<
         .jobs
         .create(JobKind::Commit, arguments.job.clone())?;
     let site = Site::new(workshop, JobKind::Commit, &arguments.job.id);
-    match set_up(&site, &arguments, &committed).await {
-        Ok((filter, gate)) => {
-            site.begin();
-            let post = Post { filter, gate, site };
-            let work = Follower::new(workshop, &job, course(arguments), post);
-            workshop.jobs.start(&job, Rc::new(work));
-            Ok(job)
-        }
-        Err(error) => {
-            site.restore().await;
-            workshop.jobs.give_up(&job);
-            Err(error)
-        }
-    }
+    let posted = set_up(&site, &arguments, &committed).await;
+    let (filter, gate) = site.begin(&job, posted).await?;
+    let post = Post { filter, gate, site };
+    let work = Follower::new(workshop, &job, course(arguments), post);
+    workshop.jobs.start(&job, Rc::new(work));
+    Ok(job)
 }
 
 async fn set_up(

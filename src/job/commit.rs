@@ -63,27 +63,19 @@ pub async fn commit(workshop: &Workshop, arguments: Commit) -> Result<Rc<Job>> {
         .jobs
         .create(JobKind::Commit, arguments.job.clone())?;
     let site = Site::new(workshop, JobKind::Commit, &arguments.job.id);
-    match set_up(&site, &arguments, &committed).await {
-        Ok(Edges { guest, from, to }) => {
-            site.begin();
-            let work = CommitWork {
-                workshop: workshop.clone(),
-                pace: Rc::new(Pace::new(workshop.jobs.handle(), guest, Vec::new())),
-                copier: Copier::new(CopyOptions::default()),
-                arguments,
-                from,
-                to,
-                site,
-            };
-            workshop.jobs.start(&job, Rc::new(work));
-            Ok(job)
-        }
-        Err(error) => {
-            site.restore().await;
-            workshop.jobs.give_up(&job);
-            Err(error)
-        }
-    }
+    let edges = set_up(&site, &arguments, &committed).await;
+    let Edges { guest, from, to } = site.begin(&job, edges).await?;
+    let work = CommitWork {
+        workshop: workshop.clone(),
+        pace: Rc::new(Pace::new(workshop.jobs.handle(), guest, Vec::new())),
+        copier: Copier::new(CopyOptions::default()),
+        arguments,
+        from,
+        to,
+        site,
+    };
+    workshop.jobs.start(&job, Rc::new(work));
+    Ok(job)
 }
 
 /// The job's own edges.

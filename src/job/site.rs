@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use super::{JobKind, Workshop};
+use super::{Job, JobKind, Workshop};
 use crate::block::{
     Child, Content, Driver, Node, NodeSpec, Occupation, Parent, Permission, Permissions, Role,
     TruncateOptions,
@@ -95,9 +95,19 @@ impl Site {
         resized
     }
 
-    /// The job begins: what was made longer stays so, however it ends.
-    pub(super) fn begin(&self) {
-        self.grown.take();
+    /// Ends a job's set-up. It went well: what was made longer stays so, however the job ends. It did not:
+    /// everything is given back, and the job goes.
+    ///
+    /// # Errors
+    /// That of the set-up.
+    pub(super) async fn begin<T>(&self, job: &Rc<Job>, set_up: Result<T>) -> Result<T> {
+        if set_up.is_ok() {
+            self.grown.take();
+        } else {
+            self.restore().await;
+            self.workshop.jobs.give_up(job);
+        }
+        set_up
     }
 
     /// Puts the job's filter above a node, the first of `children`; without a name it is one that users

@@ -96,19 +96,12 @@ pub async fn mirror(workshop: &Workshop, arguments: Mirror) -> Result<Rc<Job>> {
         .jobs
         .create(JobKind::Mirror, arguments.job.clone())?;
     let site = Site::new(workshop, JobKind::Mirror, &arguments.job.id);
-    match set_up(workshop, &site, &arguments).await {
-        Ok((filter, gate)) => {
-            let post = Post { filter, gate, site };
-            let work = Follower::new(workshop, &job, course(arguments), post);
-            workshop.jobs.start(&job, Rc::new(work));
-            Ok(job)
-        }
-        Err(error) => {
-            site.restore().await;
-            workshop.jobs.give_up(&job);
-            Err(error)
-        }
-    }
+    let posted = set_up(workshop, &site, &arguments).await;
+    let (filter, gate) = site.begin(&job, posted).await?;
+    let post = Post { filter, gate, site };
+    let work = Follower::new(workshop, &job, course(arguments), post);
+    workshop.jobs.start(&job, Rc::new(work));
+    Ok(job)
 }
 
 async fn set_up(
