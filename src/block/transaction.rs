@@ -1,6 +1,5 @@
 //! Several changes of the graph at one moment: all of them or none.
 
-use std::pin::Pin;
 use std::rc::Rc;
 
 use super::{DrainedSection, Graph, IoFuture, Node};
@@ -17,9 +16,11 @@ pub trait Action {
     /// The change was not made, or not wholly: [`Action::undo`] is not called.
     fn make<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()>;
 
-    /// Takes the change back after it was made; what cannot be taken back is logged. Those after it
-    /// in the transaction have been taken back.
-    fn undo<'a>(&'a self, drained: &'a DrainedSection) -> LocalFuture<'a>;
+    /// Takes the change back after it was made. Those after it in the transaction have been taken back.
+    ///
+    /// # Errors
+    /// The change stays.
+    fn undo<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()>;
 
     /// The transaction is over, requests go on: gives up what is not needed any more. Called once, also
     /// where the change was not even tried (`made` is false).
@@ -28,9 +29,6 @@ pub trait Action {
     /// Something could not be closed; the change stays.
     fn settle(&self, made: bool) -> IoFuture<'_, ()>;
 }
-
-/// What cannot fail.
-type LocalFuture<'a> = Pin<Box<dyn Future<Output = ()> + 'a>>;
 
 impl Graph {
     /// Makes all changes in one drained section, in their order: a moment that is the same for all the
@@ -58,7 +56,9 @@ impl Graph {
         for (index, action) in actions.iter().enumerate() {
             if let Err(error) = action.make(&drained).await {
                 for before in actions[..index].iter().rev() {
-                    before.undo(&drained).await;
+                    if let Err(error) = before.undo(&drained).await {
+                        tracing::error!(%error, "a change stays that was to be undone");
+                    }
                 }
                 return Err(error);
             }

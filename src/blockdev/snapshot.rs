@@ -22,7 +22,7 @@ use super::description::{
 use super::effective::Source;
 use super::origin::Origin;
 use super::value::invalid;
-use super::{Blockdev, LocalFuture, backing_name, check_not_busy, file_name, names};
+use super::{Blockdev, backing_name, check_not_busy, file_name, names};
 
 /// Whether the overlay's image is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -346,13 +346,8 @@ impl Action for Snapshot {
         Box::pin(self.install(drained))
     }
 
-    fn undo<'a>(&'a self, drained: &'a DrainedSection) -> LocalFuture<'a, ()> {
-        Box::pin(async {
-            if let Err(error) = self.uninstall(drained).await {
-                let (node, overlay) = (self.old.name(), self.overlay.name());
-                tracing::error!(node, overlay, %error, "a snapshot stays that was to be undone");
-            }
-        })
+    fn undo<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()> {
+        Box::pin(self.uninstall(drained))
     }
 
     fn settle(&self, made: bool) -> IoFuture<'_, ()> {

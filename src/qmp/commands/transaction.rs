@@ -10,9 +10,6 @@ use crate::error::{Error, ErrorKind};
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
 
-/// What cannot fail.
-type LocalFuture<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + 'a>>;
-
 /// `transaction`.
 pub(super) async fn run(context: &Context, args: Args<'_>) -> Outcome {
     let actions = args.array("actions").unwrap_or_default();
@@ -92,7 +89,7 @@ impl Action for Abort {
         })
     }
 
-    fn undo<'a>(&'a self, _drained: &'a DrainedSection) -> LocalFuture<'a> {
+    fn undo<'a>(&'a self, _drained: &'a DrainedSection) -> IoFuture<'a, ()> {
         unreachable!("it is never made")
     }
 
