@@ -169,13 +169,18 @@ async fn doings(
     }
 }
 
-/// After a crash at an operation, or none, every bitmap that was there has all that differs from when it
-/// was empty. Answers how many operations there were, and how many parts of a bitmap were not dirty.
-fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64, u64), String> {
+/// An image that can store bitmaps, and the size of its disk.
+fn image_for_bitmaps(seed: u64) -> (Geometry, u64) {
     let mut random = Random::new(seed);
     let mut geometry = Geometry::draw(&mut random);
     geometry.version = 3;
-    let size = 512 * (300 + random.below(1000));
+    (geometry, 512 * (300 + random.below(1000)))
+}
+
+/// After a crash at an operation, or none, every bitmap that was there has all that differs from when it
+/// was empty. Answers how many operations there were, and how many parts of a bitmap were not dirty.
+fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64, u64), String> {
+    let (geometry, size) = image_for_bitmaps(seed);
     let runtime = Runtime::simulated(seed).expect("a simulated runtime");
     let handle = runtime.handle();
     let power = Power::new();
@@ -287,10 +292,7 @@ fn a_disk_that_ignores_flushes_makes_bitmaps_miss_changes() {
 fn a_clean_close_keeps_bitmaps_as_they_are() {
     for_each_seed("a_clean_close_keeps_bitmaps", 20, |seed| {
         simulate(seed, async |handle| {
-            let mut random = Random::new(seed);
-            let mut geometry = Geometry::draw(&mut random);
-            geometry.version = 3;
-            let size = 512 * (300 + random.below(1000));
+            let (geometry, size) = image_for_bitmaps(seed);
             let (power, disk) = (Power::new(), DiskOptions::default());
             let chain = Chain::create(&handle, &power, &geometry, disk, size, seed).await;
             let guest = chain.guest.clone();
@@ -331,10 +333,7 @@ fn bitmaps_miss_nothing_when_the_disk_fails() {
 
 fn fault_at(seed: u64, nth: u64) {
     simulate(seed, async |handle| {
-        let mut random = Random::new(seed);
-        let mut geometry = Geometry::draw(&mut random);
-        geometry.version = 3;
-        let size = 512 * (300 + random.below(1000));
+        let (geometry, size) = image_for_bitmaps(seed);
         let (power, disk) = (Power::new(), DiskOptions::default());
         let chain = Chain::create(&handle, &power, &geometry, disk, size, seed).await;
         let options = WorkloadOptions {
