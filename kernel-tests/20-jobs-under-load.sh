@@ -16,18 +16,6 @@ must mount "$DEVICE" mnt
 dd if=/dev/urandom of=mnt/kept bs=1M count=12 status=none
 KEPT=$(sha256sum <mnt/kept)
 
-# Load without end; a pass is complete only when all that it wrote was read back.
-load() {
-    local passes=0
-    while [ ! -e stop ]; do
-        must fio --name=verify --filename=mnt/load --rw=randrw --rwmixread=30 --size=16m --bsrange=4k-64k \
-            --ioengine=libaio --iodepth=8 --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 \
-            --verify_backlog=64 --randrepeat=0 --minimal
-        passes=$((passes + 1))
-    done
-    echo "$passes" >passes
-}
-
 # The chain from the base to the active layer: numbers; layer N is node nN in N.qcow2.
 CHAIN=(0)
 LAST=0
@@ -112,7 +100,7 @@ round() {
     equal "$case: the file that nobody changes" "$KEPT" "$(dd if=mnt/kept bs=1M iflag=direct status=none | sha256sum)"
 }
 
-load &
+verify_until_stopped mnt/load &
 LOAD=$!
 for case in stream-all stream-to-base stream-between commit-b-a commit-bc-a commit-all commit-c-b commit-cd-b; do
     step "$case, $ROUNDS rounds"

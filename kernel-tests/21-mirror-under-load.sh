@@ -16,18 +16,6 @@ must mount "$DEVICE" mnt
 dd if=/dev/urandom of=mnt/kept bs=1M count=12 conv=fsync status=none
 KEPT=$(sha256sum <mnt/kept)
 
-# Load without end; a pass is complete only when all that it wrote was read back.
-load() {
-    local passes=0
-    while [ ! -e stop ]; do
-        must fio --name=verify --filename=mnt/load --rw=randrw --rwmixread=30 --size=16m --bsrange=4k-64k \
-            --ioengine=libaio --iodepth=8 --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 \
-            --verify_backlog=64 --randrepeat=0 --minimal
-        passes=$((passes + 1))
-    done
-    echo "$passes" >passes
-}
-
 # The active layer is node $NODE in $FILE of $FORMAT.
 NODE=q FILE=0.qcow2 FORMAT=qcow2 LAST=0 PIVOTS=0
 
@@ -127,7 +115,7 @@ round() {
     drop_others
 }
 
-load &
+verify_until_stopped mnt/load &
 LOAD=$!
 for number in $(seq "$ROUNDS"); do
     step "round $number"

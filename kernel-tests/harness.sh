@@ -158,6 +158,19 @@ four_layers() {
     done
 }
 
+# verify_until_stopped FILE: fio writes and verifies FILE of a mounted file system, pass after pass, until there is
+# a file "stop"; then "passes" has their number. A pass is complete only when all that it wrote was read back.
+verify_until_stopped() {
+    local passes=0
+    while [ ! -e stop ]; do
+        must fio --name=verify --filename="$1" --rw=randrw --rwmixread=30 --size=16m --bsrange=4k-64k \
+            --ioengine=libaio --iodepth=8 --direct=1 --verify=crc32c --verify_fatal=1 --do_verify=1 \
+            --verify_backlog=64 --randrepeat=0 --minimal
+        passes=$((passes + 1))
+    done
+    echo "$passes" >passes
+}
+
 # check_images FILE…: neither the reference tool nor ours finds an error or a leak.
 check_images() {
     local file
