@@ -117,7 +117,7 @@ fn copy(target: &Target, slice: &FileSlice) -> Copied {
             Err(errno) => copied.clone_refused = is_refusal(errno),
         }
     }
-    if device::has_server(&target.file) && !target.direct && !slice.file().direct {
+    if !target.direct && !slice.file().direct && device::has_server(&target.file) {
         copied.length = copy_in_kernel(target, slice);
     }
     copied.result = copy_through_memory(target, slice, &mut copied.length);
