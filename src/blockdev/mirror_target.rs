@@ -81,12 +81,6 @@ impl Blockdev {
         settled
     }
 
-    async fn undo_created(&self, created: Option<Created>) {
-        if let Some(created) = created {
-            created.undo(&self.handle).await;
-        }
-    }
-
     fn format_of<'a>(&self, wanted: &NewMirrorTarget<'a>) -> &'a str {
         let own = || match wanted.mode {
             SnapshotMode::Existing => "raw",

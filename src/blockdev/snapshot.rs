@@ -117,9 +117,7 @@ impl Blockdev {
                 ..Snapshot::new(self, old, overlay)
             }),
             Err(error) => {
-                if let Some(created) = created {
-                    created.undo(&self.handle).await;
-                }
+                self.undo_created(created).await;
                 Err(error)
             }
         }
@@ -329,10 +327,8 @@ impl Snapshot {
         // Without users the overlay goes at once, as in QEMU; one that failed has none.
         let released = graph.release(&self.overlay).await;
         file_name::refresh_all(graph);
-        let created = self.created.take();
-        if let Some(created) = created.filter(|_| !made && !stays_on_top) {
-            created.undo(&self.blockdev.handle).await;
-        }
+        let useless = self.created.take().filter(|_| !made && !stays_on_top);
+        self.blockdev.undo_created(useless).await;
         released
     }
 }

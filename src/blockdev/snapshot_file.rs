@@ -66,6 +66,13 @@ impl Blockdev {
         }
     }
 
+    /// Removes what was made for a change that failed, where something was.
+    pub(super) async fn undo_created(&self, created: Option<Created>) {
+        if let Some(created) = created {
+            created.undo(&self.handle).await;
+        }
+    }
+
     async fn fill(&self, created: &Created, options: &CreateOptions) -> Result<()> {
         self.check_unused(created)?;
         let file = FileDescription::named(&created.filename, FileKind::Regular);
