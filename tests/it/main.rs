@@ -36,6 +36,7 @@ mod jobs;
 mod layers;
 mod locking;
 mod manual;
+mod mirror_options;
 #[cfg(feature = "testing")]
 mod model;
 #[cfg(feature = "testing")]

@@ -85,7 +85,9 @@ impl Zeroing {
     async fn zero(&self, piece: ByteRange) -> Result<(), CopyError> {
         let _passage = self.follower.gate.enter().await;
         let target = self.follower.mirror().target();
-        let zeroed = target.write_zeroes(piece, ZeroFlags::MAY_UNMAP).await;
+        let mut flags = ZeroFlags::empty();
+        flags.set(ZeroFlags::MAY_UNMAP, self.follower.course.unmap);
+        let zeroed = target.write_zeroes(piece, flags).await;
         zeroed.map_err(CopyError::Write)
     }
 }
