@@ -270,23 +270,35 @@ impl Follower {
         self.get_ready().await?;
         let drained = graph.drain(&[self.filter.clone(), target.clone()]).await?;
         self.catch_up().await?;
-        self.mirror().target().flush().await?;
+        self.flush_both().await?;
         self.mirror().part();
         graph.refresh_permissions(std::slice::from_ref(&self.filter))?;
         graph.redirect(&drained, &self.users(), target)?;
         self.site.leave_writable(target);
-        if self.course.becomes_backing {
-            self.workshop.images.make_read_only(source).await?;
+        // The device has moved: nothing of what follows makes that untrue.
+        if self.course.becomes_backing
+            && let Err(error) = self.workshop.images.make_read_only(source).await
+        {
+            let (job, node) = (self.job.id(), source.name());
+            tracing::warn!(job, node, %error, "the old disk stays writable below its overlay");
         }
         drop(drained);
         Ok(())
+    }
+
+    /// What the target holds, and what it relies on, is durable: after the pivot no flush reaches the old disk.
+    async fn flush_both(&self) -> Result<()> {
+        if self.course.becomes_backing {
+            self.mirror().source().flush().await?;
+        }
+        self.mirror().target().flush().await
     }
 
     /// What can be done while users go on.
     async fn get_ready(&self) -> Result<()> {
         let _passage = self.gate.enter().await;
         self.catch_up().await?;
-        self.mirror().target().flush().await
+        self.flush_both().await
     }
 
     /// Copies what is dirty: a write to both may have failed at the target.

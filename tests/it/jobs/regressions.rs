@@ -3,11 +3,14 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use liveblk::job::{ErrorPolicy, Job, Status};
+use liveblk::buffer::MemorySlice;
+use liveblk::filter::CopyMode;
+use liveblk::job::{ErrorPolicy, Job, Status, SyncMode};
 use liveblk::runtime::Handle;
-use liveblk::testing::{DiskOptions, Power, simulate};
+use liveblk::testing::{DiskOperation, DiskOptions, Fault, Power, simulate};
+use nix::errno::Errno;
 
-use super::plan::{Chain, MIRRORS, Plan, options, start, whole};
+use super::plan::{Chain, MIRRORS, Plan, copied, options, start, whole};
 use super::stage::{Kind, Stage, World};
 use crate::chain::Geometry;
 
@@ -232,5 +235,55 @@ fn a_pause_beside_the_last_piece_does_not_keep_a_job_from_being_ready() {
                 succeeds(&job).await;
             });
         }
+    }
+}
+
+const OVERLAY: Plan = copied(SyncMode::None, CopyMode::Background);
+
+/// A mirror with `sync=none` was told as failed where its old disk could not be turned read-only, although the
+/// device had moved to the target already: a client would have gone on with the old one.
+#[test]
+fn an_old_disk_that_stays_writable_is_no_failure() {
+    simulate(21, |handle| async move {
+        let (stage, content) = staged(&handle, 21, &[MIB, MIB]).await;
+        let old = stage.active();
+        let job = begin(&stage, OVERLAY, "j").await;
+        lead(&stage, &job, Status::Ready).await;
+        *stage.access.refused.borrow_mut() = Some(old.name().to_owned());
+        job.complete().expect("it is ready");
+        succeeds(&job).await;
+        assert_eq!(stage.active().name(), "copy0");
+        assert!(!old.options().read_only);
+        assert!(whole(&stage).await.expect("no fault") == content);
+    });
+}
+
+/// The same mirror moved the device before what the guest had written to the old disk was durable. Flushes go
+/// to the target alone from then on.
+#[test]
+fn an_old_disk_that_cannot_be_flushed_stays_the_device() {
+    simulate(22, |handle| async move {
+        let (stage, content) = staged(&handle, 22, &[MIB, MIB]).await;
+        let old = stage.active();
+        let job = begin(&stage, OVERLAY, "j").await;
+        lead(&stage, &job, Status::Ready).await;
+        let bytes = MemorySlice::from_bytes(&content[..4096]);
+        let written = stage.guest.write(0, bytes.into(), Default::default());
+        written.await.expect("no fault");
+        let disk = stage.disk(old.name());
+        disk.fail(Fault::once(&[DiskOperation::Flush], 0, Errno::EIO));
+        job.complete().expect("it is ready");
+        job.until_over().await;
+        assert!(job.error().is_some());
+        assert_eq!(stage.active().name(), old.name());
+        assert!(whole(&stage).await.expect("no fault") == content);
+        disk.heal();
+        stage.assert_in_order("after the fault");
+    });
+}
+
+async fn lead(stage: &Stage, job: &Job, status: Status) {
+    while job.status() != status {
+        stage.world.handle.sleep(Duration::from_micros(100)).await;
     }
 }

@@ -442,16 +442,21 @@ async fn open_one(
 /// Access to the images for jobs.
 pub(crate) struct Access {
     graph: Graph,
-    /// A node that cannot be made writable.
+    /// A node whose access cannot be changed.
     pub(crate) refused: RefCell<Option<String>>,
 }
 
 impl Access {
-    async fn turn_writable(&self, node: &Rc<Node>) -> Result<()> {
+    fn check(&self, node: &Node) -> Result<()> {
         if self.refused.borrow().as_deref() == Some(node.name()) {
             let text = format!("Could not reopen '{}'", node.name());
             return Err(Error::new(ErrorKind::Permission, text));
         }
+        Ok(())
+    }
+
+    async fn turn_writable(&self, node: &Rc<Node>) -> Result<()> {
+        self.check(node)?;
         set_read_only(node, false);
         let refreshed = self.graph.refresh_permissions(std::slice::from_ref(node));
         let opened = match refreshed {
@@ -469,6 +474,7 @@ impl Access {
         if node.options().read_only {
             return Ok(());
         }
+        self.check(node)?;
         node.driver().set_read_only(true).await?;
         set_read_only(node, true);
         let refreshed = self.graph.refresh_permissions(std::slice::from_ref(node));
