@@ -9,7 +9,7 @@ use crate::filters::Monitor;
 
 const QEMU: &str = "qemu-storage-daemon";
 
-/// Images a ← b ← c with data of their own.
+/// Images a ← b ← c with data of their own, and an empty one, t, to copy to.
 fn images() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
     let run = |program: &str, arguments: &[&str]| {
@@ -33,6 +33,10 @@ fn images() -> tempfile::TempDir {
         run("qemu-io", &["-f", "qcow2", "-c", write, image]);
         below = vec!["-b", image, "-F", "qcow2"];
     }
+    run(
+        "qemu-img",
+        &["create", "-q", "-f", "qcow2", "t.qcow2", "8M"],
+    );
     directory
 }
 
@@ -45,7 +49,12 @@ struct Trouble {
 }
 
 fn open_chain(monitor: &mut Monitor, trouble: Option<Trouble>) {
-    for (name, backing) in [("a", Value::Null), ("b", json!("a")), ("c", json!("b"))] {
+    for (name, backing) in [
+        ("a", Value::Null),
+        ("b", json!("a")),
+        ("c", json!("b")),
+        ("t", Value::Null),
+    ] {
         let mut file = json!({"driver": "file", "filename": format!("{name}.qcow2")});
         if let Some(trouble) = trouble.filter(|trouble| trouble.node == name) {
             let rule = json!({"event": trouble.event, "errno": trouble.errno, "once": true});
@@ -53,7 +62,7 @@ fn open_chain(monitor: &mut Monitor, trouble: Option<Trouble>) {
         }
         monitor.execute(
             "blockdev-add",
-            json!({"driver": "qcow2", "node-name": name, "read-only": name != "c", "backing": backing,
+            json!({"driver": "qcow2", "node-name": name, "read-only": name < "c", "backing": backing,
                    "file": file}),
         );
     }
@@ -65,6 +74,7 @@ enum Job {
     Stream,
     Commit,
     ActiveCommit,
+    Mirror,
 }
 
 fn start(monitor: &mut Monitor, job: Job, more: Value) {
@@ -72,14 +82,20 @@ fn start(monitor: &mut Monitor, job: Job, more: Value) {
     if job == Job::Commit {
         arguments["top-node"] = "b".into();
     }
-    if job != Job::Stream {
-        arguments["base-node"] = "a".into();
+    match job {
+        Job::Stream => {}
+        Job::Commit | Job::ActiveCommit => arguments["base-node"] = "a".into(),
+        Job::Mirror => {
+            arguments["target"] = "t".into();
+            arguments["sync"] = "full".into();
+        }
     }
     let members = arguments.as_object_mut().expect("an object");
     members.extend(more.as_object().expect("an object").clone());
     let command = match job {
         Job::Stream => "block-stream",
         Job::Commit | Job::ActiveCommit => "block-commit",
+        Job::Mirror => "blockdev-mirror",
     };
     monitor.execute(command, arguments);
 }
@@ -123,7 +139,11 @@ fn with_trouble(
     let directory = images();
     let mut monitor = Monitor::start(program, directory.path());
     open_chain(&mut monitor, Some(trouble));
-    start(&mut monitor, job, json!({"on-error": policy}));
+    let policies = match job {
+        Job::Mirror => json!({"on-source-error": policy, "on-target-error": policy}),
+        _ => json!({"on-error": policy}),
+    };
+    start(&mut monitor, job, policies);
     loop {
         let status = monitor.wait_for(&["paused", "ready", "concluded"]);
         monitor.execute("query-block-jobs", json!({}));
@@ -156,6 +176,7 @@ fn errors_are_dealt_with_as_in_qemu() {
         (Job::Stream, "a", "c"),
         (Job::Commit, "b", "a"),
         (Job::ActiveCommit, "c", "a"),
+        (Job::Mirror, "c", "t"),
     ] {
         for (node, event) in [(reads, "read_aio"), (writes, "write_aio")] {
             for policy in ["report", "ignore", "stop", "enospc", "auto"] {

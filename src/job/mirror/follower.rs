@@ -43,6 +43,8 @@ pub(in crate::job) struct Follower {
     pace: Rc<Pace>,
     /// When the target gets users' writes, once the job has begun to copy.
     mode: Cell<CopyMode>,
+    /// The mode as users know it: without the switch of a job that is told to end.
+    shown: Cell<CopyMode>,
     begun: Cell<bool>,
     /// Where to look for something dirty next.
     cursor: Cell<u64>,
@@ -76,6 +78,7 @@ impl Follower {
                 file_slices: false,
             }),
             mode: Cell::new(course.copy_mode),
+            shown: Cell::new(course.copy_mode),
             begun: Cell::new(false),
             cursor: Cell::new(0),
             passes: Passes::default(),
@@ -117,7 +120,7 @@ impl Follower {
             let told = self.is_told_to_end();
             if told {
                 // However much is written from now on, no more becomes dirty, but by discards.
-                self.change_mode(CopyMode::WriteBlocking);
+                self.switch_to(CopyMode::WriteBlocking);
                 self.last_rounds.set(self.last_rounds.get() + 1);
             }
             self.work_off(self.clone()).await?;
@@ -244,6 +247,11 @@ impl Follower {
     }
 
     fn change_mode(&self, mode: CopyMode) {
+        self.shown.set(mode);
+        self.switch_to(mode);
+    }
+
+    fn switch_to(&self, mode: CopyMode) {
         self.mode.set(mode);
         if self.begun.get() {
             self.mirror().set_mode(mode);
@@ -378,7 +386,8 @@ impl Work for Follower {
 
     fn is_in_step(&self) -> Option<bool> {
         let mirror = self.mirror();
-        let both = mirror.mode() == CopyMode::WriteBlocking && mirror.is_clean();
+        let both =
+            self.shown.get() == CopyMode::WriteBlocking && self.begun.get() && mirror.is_clean();
         (self.job.kind() == JobKind::Mirror).then_some(both)
     }
 
