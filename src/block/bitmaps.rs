@@ -112,6 +112,7 @@ impl Bitmaps {
 
 /// A change on its way to a node: the bitmaps know of it when this is dropped, with or without
 /// success. Not before: whoever clears a bitmap and then copies must not miss what is written after.
+/// That is the end of the request's future, which nobody may drop before its I/O has ended.
 pub(super) struct Recording {
     node: Rc<Node>,
     range: ByteRange,

@@ -92,7 +92,8 @@ pub enum Parent {
 /// [`Graph::detach`](super::Graph::detach).
 ///
 /// Requests over a root edge wait at its gate while a drained section holds it. Their futures must be
-/// run to the end: a dropped one does not stop its I/O, but is no longer counted.
+/// run to the end: a dropped one does not stop its I/O, but is no longer counted, and bitmaps know of it
+/// too early. Who may be stopped meanwhile (an export's client, a job) spawns them.
 pub struct Child {
     role: Role,
     parent: RefCell<Parent>,

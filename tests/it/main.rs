@@ -41,6 +41,7 @@ mod mirror_options;
 mod model;
 #[cfg(feature = "testing")]
 mod mutations;
+mod nbd_gone;
 mod nbd_peers;
 mod nbd_raw;
 mod nbd_server;

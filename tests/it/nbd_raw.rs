@@ -12,7 +12,7 @@ use liveblk::range::ByteRange;
 use crate::nbd_server::{memory, serve, serve_with};
 
 const READ: u16 = 0;
-const WRITE: u16 = 1;
+pub(crate) const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 const WRITE_ZEROES: u16 = 6;
@@ -23,7 +23,7 @@ const ENOSPC: u32 = 28;
 const ENOTSUP: u32 = 95;
 
 /// A client without any extension.
-struct RawClient(UnixStream);
+pub(crate) struct RawClient(pub(crate) UnixStream);
 
 impl RawClient {
     fn connect(socket: &Path) -> Self {
@@ -37,7 +37,7 @@ impl RawClient {
         Self(stream)
     }
 
-    fn enter(socket: &Path, export: &str) -> Self {
+    pub(crate) fn enter(socket: &Path, export: &str) -> Self {
         let mut client = Self::connect(socket);
         client.send_option(1, export.as_bytes());
         let mut size_and_flags = [0; 10];
@@ -52,7 +52,7 @@ impl RawClient {
             .unwrap();
     }
 
-    fn send(&mut self, flags: u16, kind: u16, cookie: u64, offset: u64, length: u32) {
+    pub(crate) fn send(&mut self, flags: u16, kind: u16, cookie: u64, offset: u64, length: u32) {
         let header = [
             &0x2560_9513u32.to_be_bytes()[..],
             &flags.to_be_bytes(),
@@ -99,7 +99,7 @@ impl RawClient {
     }
 
     /// The server has closed the connection.
-    fn ends_closed(mut self) -> bool {
+    pub(crate) fn ends_closed(mut self) -> bool {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
             Ok(_) => true,

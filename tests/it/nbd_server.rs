@@ -23,6 +23,7 @@ use liveblk::error::Error;
 use liveblk::export::nbd::{NbdExportSpec, NbdServer, NbdServerOptions, NbdService, ServerAddress};
 use liveblk::export::{ExportSpec, Exports};
 use liveblk::range::ByteRange;
+use liveblk::runtime::sync::Event;
 use liveblk::runtime::{Config, Handle, Runtime};
 
 /// Bytes of a block of the node in memory, the unit of its block status.
@@ -40,6 +41,8 @@ pub(crate) struct MemoryNode {
     pub(crate) slow_zeroes: Cell<bool>,
     pub(crate) flushes: Cell<u32>,
     pub(crate) delay: Cell<Option<Duration>>,
+    /// Writes wait for it, as in a disk: also when nobody waits for them any more.
+    pub(crate) held: RefCell<Option<Rc<Event>>>,
     handle: Handle,
 }
 
@@ -53,6 +56,7 @@ impl MemoryNode {
             slow_zeroes: Cell::new(false),
             flushes: Cell::new(0),
             delay: Cell::new(None),
+            held: RefCell::default(),
             handle: handle.clone(),
         }
     }
@@ -111,7 +115,18 @@ impl Driver for MemoryNode {
             let range = range(offset, payload.length());
             self.access(range, true).await?;
             self.note(range, true);
-            payload.copy_out(0, &self.bytes.slice(offset as usize, payload.length()))
+            let place = self.bytes.slice(offset as usize, payload.length());
+            let held = self.held.borrow().clone();
+            match held {
+                None => payload.copy_out(0, &place),
+                Some(event) => {
+                    let written = async move {
+                        event.wait().await;
+                        payload.copy_out(0, &place)
+                    };
+                    self.handle.spawn(written).await
+                }
+            }
         })
     }
 
@@ -161,6 +176,13 @@ impl Driver for MemoryNode {
 
     fn close(&self) -> IoFuture<'_, ()> {
         Box::pin(async { Ok(()) })
+    }
+}
+
+impl MemoryNode {
+    /// What it holds now, past all requests.
+    pub(crate) fn content(&self, offset: usize, length: usize) -> Vec<u8> {
+        self.bytes.slice(offset, length).to_vec()
     }
 }
 
