@@ -23,6 +23,8 @@ bitflags! {
     pub struct WriteFlags: u32 {
         /// Durable when answered, as is the metadata that finds it.
         const FUA = 1;
+        /// Stored compressed where the driver can, and the request covers whole clusters of it.
+        const COMPRESSED = 2;
     }
 
     /// Flags of a write-zeroes request.
@@ -157,6 +159,11 @@ pub trait Driver: Any {
     /// reading them and writing them as memory.
     fn writes_file(&self, slice: &FileSlice) -> bool {
         let _ = slice;
+        false
+    }
+
+    /// Writes may be [`WriteFlags::COMPRESSED`].
+    fn compresses(&self) -> bool {
         false
     }
 

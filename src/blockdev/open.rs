@@ -224,6 +224,7 @@ impl Blockdev {
                 discard_no_unref: special.discard_no_unref,
                 caches: special.caches,
                 keeping: BitmapKeeping::default(),
+                helpers: Some(self.handle.clone()),
             },
         )
         .await?;

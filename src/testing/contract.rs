@@ -57,6 +57,25 @@ pub async fn check_contract(subject: Subject, seed: u64) {
     contract.outside().await;
 }
 
+/// Holds a node that can only be read to the contract, as it is now; the content is not changed.
+///
+/// # Panics
+/// Where the node does not keep it.
+pub async fn check_reading(subject: Subject, seed: u64) {
+    let mut contract = Contract {
+        random: Random::new(seed),
+        subject,
+        stamp: 0,
+    };
+    contract.reads().await;
+    contract.nothing().await;
+    contract.outside().await;
+    contract.refused().await;
+    contract.status().await;
+    contract.flush().await;
+    contract.reads().await;
+}
+
 pub(super) struct Contract {
     pub(super) subject: Subject,
     pub(super) random: Random,
@@ -215,6 +234,9 @@ impl Contract {
         let bytes = stamped(self.stamp, &range);
         let mut flags = WriteFlags::empty();
         flags.set(WriteFlags::FUA, durable);
+        if self.guest().node().without_filters().driver().compresses() {
+            flags.set(WriteFlags::COMPRESSED, self.random.percent(30));
+        }
         let payload = self.payload_of(&bytes);
         let outcome = self.guest().write(range.start(), payload, flags).await;
         self.must(&format!("write of {range}"), outcome);
@@ -296,6 +318,31 @@ impl Contract {
     async fn flush(&mut self) {
         let outcome = self.guest().flush().await;
         self.must("flush", outcome);
+    }
+
+    /// What would change the content is not done.
+    async fn refused(&mut self) {
+        for _ in 0..20 {
+            let range = self.range();
+            if range.is_empty() {
+                continue;
+            }
+            let bytes = MemorySlice::zeroed(range.length() as usize);
+            let empty = WriteFlags::empty();
+            let guest = self.guest();
+            let outcomes = [
+                guest.write(range.start(), bytes.into(), empty).await,
+                guest.write_zeroes(range, ZeroFlags::MAY_UNMAP).await,
+                guest
+                    .truncate(range.start(), TruncateOptions::default())
+                    .await,
+            ];
+            for outcome in outcomes {
+                let is_refused = outcome.is_err();
+                self.assert(is_refused, || format!("a change of {range} was accepted"));
+            }
+            self.read(&range).await;
+        }
     }
 
     /// Extents cover the disk; what is said to be zeroes is.

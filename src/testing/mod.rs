@@ -20,7 +20,7 @@ mod source_file;
 mod volatile_store;
 mod workload;
 
-pub use contract::{Subject, check_contract};
+pub use contract::{Subject, check_contract, check_reading};
 pub use disk::{DiskOptions, SimulatedDisk};
 pub use fault::{DiskOperation, Fault};
 pub use kernel_pages::KernelPages;

@@ -291,6 +291,11 @@ impl Shared {
                 let pending = model.borrow_mut().begin_write(range.start(), &bytes);
                 let mut flags = WriteFlags::empty();
                 flags.set(WriteFlags::FUA, request == Request::WriteDurable);
+                let compresses = guest.node().without_filters().driver().compresses();
+                flags.set(
+                    WriteFlags::COMPRESSED,
+                    compresses && number.is_multiple_of(8),
+                );
                 let payload = MemorySlice::from_bytes(&bytes).into();
                 (pending, guest.write(range.start(), payload, flags).await)
             }

@@ -36,11 +36,7 @@ const LAYERS: &[Layer] = &[
         &["runtime", "testing"],
     ),
     layer("protocol", &["block", "runtime", "nbd"], &["testing"]),
-    layer(
-        "format",
-        &["block", "runtime::sync"],
-        &["runtime", "protocol", "testing"],
-    ),
+    layer("format", &["block", "runtime"], &["protocol", "testing"]),
     layer(
         "filter",
         &["block", "runtime"],

@@ -20,6 +20,8 @@ pub(super) struct Allocator {
     pub(super) first_free: Cell<u64>,
     /// From this cluster on the file was never written and reads as zeroes.
     pub(super) untouched: Cell<u64>,
+    /// Where the next compressed bytes go: the rest of a cluster that has some.
+    pub(super) tail: Cell<Option<HostOffset>>,
 }
 
 impl Allocator {
@@ -127,12 +129,21 @@ impl Qcow2 {
             self.metadata.borrow_mut().remove(cluster);
             let first_free = self.allocator.first_free.get().min(cluster.0);
             self.allocator.first_free.set(first_free);
+            let tail = self.allocator.tail.get();
+            if tail.is_some_and(|tail| self.geometry.host_cluster(tail) == cluster) {
+                self.allocator.tail.set(None);
+            }
         }
         Ok(is_free)
     }
 
+    /// Takes references away that no mapping has ever had. Under the allocation lock.
+    pub(super) async fn give_back(&self, freed: &Freed) -> Result<()> {
+        self.reclaim_one(freed, &mut Discards::default()).await
+    }
+
     /// The first free cluster from `start` on that has a refcount block.
-    async fn find_free(&self, start: HostCluster) -> Result<HostCluster> {
+    pub(super) async fn find_free(&self, start: HostCluster) -> Result<HostCluster> {
         let mut cluster = start;
         loop {
             self.check_address(cluster)?;
@@ -183,7 +194,7 @@ impl Qcow2 {
         Ok(count)
     }
 
-    async fn take_clusters(&self, first: HostCluster, count: u64) -> Result<Allocation> {
+    pub(super) async fn take_clusters(&self, first: HostCluster, count: u64) -> Result<Allocation> {
         self.check_not_metadata(first, count).await?;
         for cluster in first.0..first.0 + count {
             let cluster = HostCluster(cluster);

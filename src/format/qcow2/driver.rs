@@ -42,7 +42,11 @@ impl Driver for Qcow2 {
     }
 
     fn write(&self, offset: u64, payload: Payload, flags: WriteFlags) -> IoFuture<'_, ()> {
-        assert!(flags.is_empty(), "the edge flushes after a FUA write");
+        let fua = flags.contains(WriteFlags::FUA);
+        assert!(!fua, "the edge flushes after a FUA write");
+        if flags.contains(WriteFlags::COMPRESSED) {
+            return Box::pin(self.write_guest_compressed(offset, payload));
+        }
         Box::pin(self.write_guest(offset, payload))
     }
 
@@ -73,6 +77,7 @@ impl Driver for Qcow2 {
             TransferKind::Read => Purpose::Read,
             TransferKind::Write(flags) => {
                 let waits = flags.contains(WriteFlags::FUA) && !self.progress.is_durable();
+                let waits = waits || flags.contains(WriteFlags::COMPRESSED);
                 if waits || !self.writable.get() {
                     return None;
                 }
@@ -100,6 +105,10 @@ impl Driver for Qcow2 {
             offset,
             guard,
         })
+    }
+
+    fn compresses(&self) -> bool {
+        true
     }
 
     fn child_permissions(&self, role: Role, users: Permissions, writable: bool) -> Permissions {

@@ -154,9 +154,30 @@ impl L2Entry {
         }
     }
 
+    /// Compressed data of `length` bytes, which is not 0 and for which this holds.
+    pub fn compressed_at(geometry: &Geometry, offset: HostOffset, length: u64) -> L2Entry {
+        assert!(
+            L2Entry::holds_compressed(geometry, offset, length),
+            "{offset}+{length:#x}"
+        );
+        let sectors = (offset.0 + length - 1) / COMPRESSED_SECTOR - offset.0 / COMPRESSED_SECTOR;
+        L2Entry(COMPRESSED | sectors << L2Entry::split(geometry) | offset.0)
+    }
+
+    /// An entry can name these compressed bytes.
+    pub fn holds_compressed(geometry: &Geometry, offset: HostOffset, length: u64) -> bool {
+        let end = offset.0.checked_add(length);
+        end.is_some_and(|end| end <= 1 << L2Entry::split(geometry).min(56))
+    }
+
+    /// Where the number of sectors begins in the entry of compressed data.
+    fn split(geometry: &Geometry) -> u32 {
+        62 - (geometry.cluster_bits - 8)
+    }
+
     /// Offset in bits 0 to x-1, additional sectors in bits x to 61, where x = 62 - (cluster_bits - 8).
     fn compressed(self, geometry: &Geometry) -> CompressedExtent {
-        let split = 62 - (geometry.cluster_bits - 8);
+        let split = L2Entry::split(geometry);
         let offset = self.0 & ((1 << split) - 1);
         let sectors = (self.0 & (COMPRESSED - 1)) >> split;
         let end = (offset & !(COMPRESSED_SECTOR - 1)) + (sectors + 1) * COMPRESSED_SECTOR;
@@ -248,6 +269,35 @@ mod tests {
         assert_eq!(extent.offset, HostOffset(0x5_0123));
         assert_eq!(extent.offset.0 + extent.length, 0x5_0000 + 3 * 512);
         assert_eq!(extent.sectors(), ByteRange::between(0x5_0000, 0x5_0600));
+    }
+
+    #[test]
+    fn compressed_entries_cover_their_bytes_and_no_more_sectors() {
+        for cluster_bits in [9, 12, 16, 21] {
+            let geometry = Geometry {
+                cluster_bits,
+                refcount_order: 4,
+            };
+            let most = (1 << cluster_bits) - 1;
+            for (offset, length) in [
+                (0x10_0000, 1),
+                (0x10_01ff, 1),
+                (0x10_01ff, 2),
+                (0x10_0123, most),
+            ] {
+                let entry = L2Entry::compressed_at(&geometry, HostOffset(offset), length);
+                let Mapping::Compressed(extent) = entry.mapping(&geometry) else {
+                    panic!("{entry:?} is compressed");
+                };
+                assert_eq!(extent.offset, HostOffset(offset));
+                let end = offset + extent.length;
+                assert!(
+                    end >= offset + length && end - (offset + length) < 512,
+                    "{extent:?}"
+                );
+                assert_eq!(entry.reserved(), 0);
+            }
+        }
     }
 
     #[test]

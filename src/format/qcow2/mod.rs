@@ -17,6 +17,7 @@
 mod allocator;
 mod bitmaps;
 pub mod check;
+mod compress;
 pub mod compressed;
 mod corruption;
 mod cow;
@@ -47,12 +48,14 @@ mod table;
 mod turn;
 mod write;
 mod write_back;
+mod write_compressed;
 mod zero;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::{Child, DebugEvent, Graph, RangeLock};
+use crate::runtime::Handle;
 
 use allocator::Allocator;
 use bitmaps::StoredBitmaps;
@@ -103,6 +106,8 @@ pub struct Qcow2 {
     /// Guest clusters whose mapping is about to change.
     clusters: RangeLock,
     progress: Progress,
+    /// Threads that compress.
+    helpers: Option<Handle>,
     decompressed: RefCell<read::Decompressed>,
     bitmaps: StoredBitmaps,
 }

@@ -7,6 +7,7 @@ use crate::block::{Child, DebugEvent, Graph, RangeLock};
 use crate::buffer::{MemorySlice, Payload};
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::align_up;
+use crate::runtime::Handle;
 
 use super::Qcow2;
 use super::allocator::Allocator;
@@ -92,6 +93,8 @@ pub struct OpenOptions {
     pub caches: CacheSizes,
     /// What persistent bitmaps cost while the image is written.
     pub keeping: BitmapKeeping,
+    /// Whose threads compress; without them that is done where the request runs.
+    pub helpers: Option<Handle>,
 }
 
 impl Qcow2 {
@@ -134,6 +137,7 @@ impl Qcow2 {
             epochs: Epochs::default(),
             clusters: RangeLock::new(),
             progress: Progress::default(),
+            helpers: options.helpers.clone(),
             decompressed: RefCell::default(),
             bitmaps: StoredBitmaps::new(options.keeping),
         };

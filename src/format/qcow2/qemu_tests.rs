@@ -5,8 +5,10 @@ use std::process::Command;
 
 use super::CacheSizes;
 use super::create::CreateOptions;
+use super::header::CompressionType;
 use super::tests::{Image, change, geometry};
-use crate::block::{Extent, ExtentKind, Graph, TruncateOptions};
+use crate::block::{Extent, ExtentKind, Graph, TruncateOptions, WriteFlags};
+use crate::buffer::MemorySlice;
 use crate::error::ErrorKind;
 use crate::range::ByteRange;
 use crate::testing::{Random, SimulatedDisk, disk_of, for_each_seed, simulate};
@@ -135,6 +137,53 @@ fn compressed_images_are_overwritten_soundly() {
         });
         std::fs::write(directory.join("image"), bytes).expect("space");
         std::fs::write(directory.join("raw"), &model).expect("space");
+        run(directory, "qemu-img check -f qcow2 image");
+        run(directory, "qemu-img compare -f raw -F qcow2 raw image");
+    });
+}
+
+/// Clusters of noise, of patterns and of zeroes, one after the other and over others, in every geometry.
+#[test]
+fn what_is_compressed_here_is_read_by_qemu() {
+    let Some(directory) = workshop() else { return };
+    let directory = directory.path();
+    for_each_seed("what_is_compressed_here", 16, |seed| {
+        let (bytes, model) = simulate(seed, async |handle| {
+            let mut random = Random::new(seed);
+            let size = 512 * (100 + random.below(3000));
+            let mut options = geometry(&mut random, size);
+            if options.version == 3 && random.percent(50) {
+                options.compression = CompressionType::Zstd;
+            }
+            let cluster = options.cluster_size;
+            let image = Image::new(&handle, "i", options, None, CacheSizes::default()).await;
+            let mut model = vec![0; size as usize];
+            for round in 0..40 {
+                let start = random.below(size) / cluster * cluster;
+                let end = (start + cluster * (1 + random.below(8))).min(size);
+                let part = &mut model[start as usize..end as usize];
+                let kind = random.below(3);
+                for byte in &mut *part {
+                    *byte = match kind {
+                        0 => random.next_u64() as u8,
+                        1 => round,
+                        _ => (random.next_u64() % 3) as u8,
+                    };
+                }
+                let payload = MemorySlice::from_bytes(part).into();
+                let written = image.guest.write(start, payload, WriteFlags::COMPRESSED);
+                written.await.expect("no fault");
+                if random.percent(20) {
+                    change(&image, &mut model, &mut random).await;
+                }
+                let read = image.read(start, (end - start) as usize).await;
+                assert!(read == model[start as usize..end as usize], "{start:#x}");
+            }
+            image.close().await;
+            (image.disk.to_bytes(), model)
+        });
+        std::fs::write(directory.join("image"), bytes).expect("space");
+        std::fs::write(directory.join("raw"), model).expect("space");
         run(directory, "qemu-img check -f qcow2 image");
         run(directory, "qemu-img compare -f raw -F qcow2 raw image");
     });
