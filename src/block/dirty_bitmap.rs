@@ -58,20 +58,32 @@ impl DirtyBitmap {
 
     /// Where the first set part from `start` on begins.
     pub fn next_dirty(&self, start: u64) -> Option<u64> {
-        self.find(start, |word| word)
+        self.find(start, self.size, |word| word)
+    }
+
+    /// The first byte of the range that is set.
+    pub fn first_dirty(&self, range: ByteRange) -> Option<u64> {
+        self.find(range.start(), range.end(), |word| word)
+    }
+
+    /// The first byte of the range that is not set; nothing is beyond the disk.
+    pub fn first_clean(&self, range: ByteRange) -> Option<u64> {
+        let inside = self.find(range.start(), range.end(), |word| !word);
+        inside.or_else(|| (range.end() > self.size).then(|| self.size.max(range.start())))
     }
 
     /// Where the first part from `start` on that is not set begins.
     pub fn next_clean(&self, start: u64) -> Option<u64> {
-        self.find(start, |word| !word)
+        self.find(start, self.size, |word| !word)
     }
 
     /// The first run of set parts from `start` on, cut to `most` bytes (at least one part) and to the disk.
     pub fn next_run(&self, start: u64, most: u64) -> Option<ByteRange> {
         let first = self.next_dirty(start)?;
-        let end = self.find(first, |word| !word).unwrap_or(self.size);
         let most = first.saturating_add(most.max(self.granularity));
-        Some(ByteRange::between(first, end.min(most).min(self.size)))
+        let most = most.min(self.size);
+        let end = self.find(first, most, |word| !word).unwrap_or(most);
+        Some(ByteRange::between(first, end))
     }
 
     /// All runs of set parts, cut to the disk.
@@ -127,20 +139,22 @@ impl DirtyBitmap {
         }
     }
 
-    /// The start of the first part from `start` on whose bit is set in what `of` makes of its word.
-    fn find(&self, start: u64, of: impl Fn(u64) -> u64) -> Option<u64> {
-        if start >= self.size {
+    /// The first byte from `start` on, before `end`, of a part whose bit is set in what `of` makes of its word.
+    fn find(&self, start: u64, end: u64, of: impl Fn(u64) -> u64) -> Option<u64> {
+        let end = end.min(self.size);
+        if start >= end {
             return None;
         }
         let bit = start / self.granularity;
         let first = (bit / WORD) as usize;
-        for (index, word) in self.words.iter().enumerate().skip(first) {
+        let last = ((end - 1) / self.granularity / WORD) as usize;
+        for (index, word) in self.words[..=last].iter().enumerate().skip(first) {
             let skipped = if index == first { bit % WORD } else { 0 };
             let word = of(*word) >> skipped << skipped;
             if word != 0 {
                 let found = index as u64 * WORD + u64::from(word.trailing_zeros());
                 let offset = found * self.granularity;
-                return (offset < self.size).then_some(offset.max(start));
+                return (offset < end).then_some(offset.max(start));
             }
         }
         None
@@ -272,6 +286,10 @@ mod tests {
             assert_eq!(bitmap.dirty_bytes(), count as u64 * 1024);
             let first = plain.iter().position(|part| *part);
             assert_eq!(bitmap.next_dirty(0), first.map(|part| part as u64 * 1024));
+            let part = range(start, end);
+            let is = |value: bool| (start..end).find(|byte| plain[(byte / 1024) as usize] == value);
+            assert_eq!(bitmap.first_dirty(part), is(true));
+            assert_eq!(bitmap.first_clean(part), is(false));
         }
     }
 }

@@ -381,7 +381,7 @@ fn unlink(edge: &Rc<Child>, node: &Rc<Node>) {
 }
 
 /// `to` is `from` or somewhere below it.
-fn reaches(from: &Rc<Node>, to: &Rc<Node>) -> bool {
+pub(super) fn reaches(from: &Rc<Node>, to: &Rc<Node>) -> bool {
     Rc::ptr_eq(from, to) || from.children().iter().any(|edge| reaches(&edge.node(), to))
 }
 

@@ -4,12 +4,14 @@ use std::rc::Rc;
 
 use crate::error::{Error, Result};
 
+use super::graph::reaches;
 use super::{Child, Driver, Graph, Node, NodeSpec, Permissions, Role};
 
 impl Graph {
     /// Puts a filter above a node: whoever used the node uses the filter now, but for the edges by which
     /// jobs hold on to nodes. `children` are the filter's: first the one that it is put above, by which
-    /// `driver` gets them. The filter stays as long as it has users; without any, whoever puts it in must
+    /// `driver` gets them. Who is below the filter itself (a target that has the node as its backing file)
+    /// stays a user of the node. The filter stays as long as it has users; without any, whoever puts it in must
     /// attach to it at once.
     ///
     /// # Errors
@@ -37,7 +39,10 @@ impl Graph {
         let moved = match self.drain(std::slice::from_ref(*node)).await {
             Ok(drained) => {
                 let mut users = followers(node);
-                users.retain(|user| !edges.iter().any(|edge| Rc::ptr_eq(user, edge)));
+                users.retain(|user| {
+                    let parent = user.parent_node();
+                    !parent.is_some_and(|parent| reaches(&filter, &parent))
+                });
                 self.redirect(&drained, &users, &filter)
             }
             Err(error) => Err(error),

@@ -150,6 +150,14 @@ impl DriverOptions {
         }
     }
 
+    /// The `target` child, where the driver has one.
+    pub fn target(&self) -> Option<&ChildDescription> {
+        match self {
+            DriverOptions::Filter(filter) => filter.target(),
+            _ => None,
+        }
+    }
+
     /// The role of that child.
     pub fn file_role(&self) -> Role {
         match self {
@@ -200,11 +208,17 @@ impl Description {
                 options: Qcow2Description::parse(&mut reader)?,
             },
             "blkdebug" => DriverOptions::Filter(FilterDescription::parse_blkdebug(&mut reader)?),
+            "copy-before-write" => {
+                DriverOptions::Filter(FilterDescription::parse_copy_before_write(&mut reader)?)
+            }
             "copy-on-read" => {
                 DriverOptions::Filter(FilterDescription::parse_copy_on_read(&mut reader)?)
             }
             "preallocate" => {
                 DriverOptions::Filter(FilterDescription::parse_preallocate(&mut reader)?)
+            }
+            "snapshot-access" => {
+                DriverOptions::Filter(FilterDescription::parse_snapshot_access(&mut reader)?)
             }
             "throttle" => DriverOptions::Filter(FilterDescription::parse_throttle(&mut reader)?),
             other => {

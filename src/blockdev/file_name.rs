@@ -125,10 +125,15 @@ fn plain_name(node: &Node) -> Option<String> {
     }
 }
 
-/// Only `blkdebug` without anything but a file of rules has one: `blkdebug:RULES:IMAGE`.
+/// `blkdebug` without anything but a file of rules has one: `blkdebug:RULES:IMAGE`. What has to do with
+/// snapshots goes by its child's.
 fn filter_name(node: &Node, options: &FilterOptions) -> Option<String> {
-    let FilterOptions::Blkdebug(given) = options else {
-        return None;
+    let given = match options {
+        FilterOptions::Blkdebug(given) => given,
+        FilterOptions::CopyBeforeWrite(_) | FilterOptions::SnapshotAccess => {
+            return Some(node.child(Role::File)?.node().file_name());
+        }
+        _ => return None,
     };
     let image = node.filtered()?.node().file_name();
     let plain = given.given().is_empty() && !image.starts_with("json:");

@@ -1,11 +1,13 @@
 //! Filters as somebody describes them, and opening them.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::block::{Child, Driver, Node, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{
-    Blkdebug, CopyOnRead, GuestReads, Preallocate, PreallocateOptions, Throttle, ThrottleGroup,
+    Blkdebug, CbwOptions, CopyBeforeWrite, CopyOnRead, GuestReads, OnCbwError, Preallocate,
+    PreallocateOptions, SnapshotAccess, Throttle, ThrottleGroup,
 };
 
 use super::Blockdev;
@@ -32,13 +34,26 @@ pub enum FilterOptions {
         /// Node-name of the lowest layer that is copied from.
         bottom: Option<String>,
     },
+    /// `copy-before-write`.
+    CopyBeforeWrite(Box<CbwDescription>),
     /// `preallocate`.
     Preallocate(PreallocateOptions),
+    /// `snapshot-access`.
+    SnapshotAccess,
     /// `throttle`.
     Throttle {
         /// Id of the group.
         group: String,
     },
+}
+
+/// Options of `copy-before-write`.
+#[derive(Clone, Debug)]
+pub struct CbwDescription {
+    /// Where it saves what a guest is about to change.
+    pub target: ChildDescription,
+    /// Everything else.
+    pub options: CbwOptions,
 }
 
 impl FilterDescription {
@@ -47,7 +62,9 @@ impl FilterDescription {
         match self.options {
             FilterOptions::Blkdebug(_) => "blkdebug",
             FilterOptions::CopyOnRead { .. } => "copy-on-read",
+            FilterOptions::CopyBeforeWrite(_) => "copy-before-write",
             FilterOptions::Preallocate(_) => "preallocate",
+            FilterOptions::SnapshotAccess => "snapshot-access",
             FilterOptions::Throttle { .. } => "throttle",
         }
     }
@@ -57,6 +74,14 @@ impl FilterDescription {
         match self.options {
             FilterOptions::Blkdebug(_) => Role::Image,
             _ => Role::File,
+        }
+    }
+
+    /// The node that it needs besides its child.
+    pub fn target(&self) -> Option<&ChildDescription> {
+        match &self.options {
+            FilterOptions::CopyBeforeWrite(given) => Some(&given.target),
+            _ => None,
         }
     }
 
@@ -74,6 +99,32 @@ impl FilterDescription {
         Ok(FilterDescription {
             child: ChildDescription::parse_file(reader)?,
             options: FilterOptions::CopyOnRead { bottom },
+        })
+    }
+
+    pub(super) fn parse_copy_before_write(reader: &mut Reader) -> Result<FilterDescription> {
+        let child = ChildDescription::parse_file(reader)?;
+        let target = ChildDescription::parse_child(reader, "target")?;
+        let on_error = [
+            ("break-guest-write", OnCbwError::BreakGuestWrite),
+            ("break-snapshot", OnCbwError::BreakSnapshot),
+        ];
+        let options = CbwOptions {
+            on_error: reader.word("on-cbw-error", &on_error)?.unwrap_or_default(),
+            timeout: reader.unsigned("cbw-timeout")?.map(Duration::from_secs),
+            min_cluster_size: in_range(reader, "min-cluster-size")?.unwrap_or(0),
+        };
+        let given = CbwDescription { target, options };
+        Ok(FilterDescription {
+            child,
+            options: FilterOptions::CopyBeforeWrite(Box::new(given)),
+        })
+    }
+
+    pub(super) fn parse_snapshot_access(reader: &mut Reader) -> Result<FilterDescription> {
+        Ok(FilterDescription {
+            child: ChildDescription::parse_file(reader)?,
+            options: FilterOptions::SnapshotAccess,
         })
     }
 
@@ -118,9 +169,19 @@ impl Blockdev {
         &self,
         options: &FilterOptions,
         edge: &Rc<Child>,
+        target: Option<&Rc<Child>>,
     ) -> Result<Box<dyn Driver>> {
         let edge = edge.clone();
         Ok(match options {
+            FilterOptions::CopyBeforeWrite(given) => {
+                let Some(target) = target else {
+                    unreachable!("a copy-before-write filter is opened with a target");
+                };
+                let (handle, options) = (&self.handle, given.options);
+                options.check()?;
+                Box::new(CopyBeforeWrite::new(handle, edge, target.clone(), options))
+            }
+            FilterOptions::SnapshotAccess => Box::new(SnapshotAccess::new(edge)),
             FilterOptions::Blkdebug(given) => {
                 let options = given.options(&self.handle).await?;
                 Box::new(Blkdebug::new(&self.handle, edge, options)?)

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use crate::block::{Child, DiscardMode, Driver, Node, NodeOptions, NodeSpec, Permissions};
+use crate::block::{Child, DiscardMode, Driver, Node, NodeOptions, NodeSpec, Permissions, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{BitmapKeeping, OpenOptions, Qcow2};
 use crate::format::raw::Raw;
@@ -22,6 +22,14 @@ use super::{Blockdev, LocalFuture, file_name, names};
 const NULL_SIZE: u64 = 1 << 30;
 /// Bytes of the slices in which the driver caches L2 tables, where clusters are not smaller.
 const L2_SLICE: u64 = 4096;
+
+/// A node that another one is opened over.
+struct Below {
+    role: Role,
+    node: Rc<Node>,
+    /// It was opened for that.
+    is_inline: bool,
+}
 
 impl Blockdev {
     /// Opens a node with its children and its backing chain.
@@ -53,19 +61,44 @@ impl Blockdev {
     ) -> LocalFuture<'a, Result<Rc<Node>>> {
         Box::pin(async move {
             let options = resolve(&description.shared, source)?;
-            let Some(child) = description.driver.file().cloned() else {
-                return self.open_over(None, description, options).await;
+            let mut below = Vec::new();
+            let opened = self.open_below(&description, options, &mut below).await;
+            let node = match opened {
+                Ok(()) => self.open_over(&below, description, options).await,
+                Err(error) => Err(error),
             };
-            let is_inline = matches!(child, ChildDescription::Inline(_));
-            let file = self.open_child(child, Source::FileOf(options)).await?;
-            let node = self.open_over(Some(&file), description, options).await;
-            match &node {
-                Ok(node) if is_inline => Origin::adopt(node, &file),
-                Ok(_) => {}
-                Err(_) => self.discard_failed(&file).await,
+            for one in below {
+                match &node {
+                    Ok(node) if one.is_inline => Origin::adopt(node, &one.node),
+                    Ok(_) => {}
+                    Err(_) => self.discard_failed(&one.node).await,
+                }
             }
             node
         })
+    }
+
+    /// Opens the children that a node is opened with.
+    async fn open_below(
+        &self,
+        description: &Description,
+        options: NodeOptions,
+        below: &mut Vec<Below>,
+    ) -> Result<()> {
+        let driver = &description.driver;
+        let file = driver.file().map(|file| (driver.file_role(), file));
+        let target = driver.target().map(|target| (Role::Target, target));
+        for (role, child) in file.into_iter().chain(target) {
+            let is_inline = matches!(child, ChildDescription::Inline(_));
+            let source = Source::FileOf(options);
+            let node = self.open_child(child.clone(), source).await?;
+            below.push(Below {
+                role,
+                node,
+                is_inline,
+            });
+        }
+        Ok(())
     }
 
     /// A node that is there, or one that is opened.
@@ -97,7 +130,7 @@ impl Blockdev {
 
     async fn open_over(
         &self,
-        file: Option<&Rc<Node>>,
+        below: &[Below],
         description: Description,
         options: NodeOptions,
     ) -> Result<Rc<Node>> {
@@ -108,40 +141,58 @@ impl Blockdev {
             }
             None => self.graph.generate_name(self.handle.random_u64()),
         };
-        let edge = match file {
-            Some(file) => {
-                let permissions = first_permissions(&description.driver, &options);
-                let role = description.driver.file_role();
-                Some(self.graph.attach_for(&name, role, file, permissions)?)
+        let mut edges = Vec::new();
+        let inserted = match self.join(&name, below, &description, &options, &mut edges) {
+            Ok(()) => {
+                let opened = self.driver(&name, &description.driver, &edges, &options);
+                match opened.await {
+                    Ok(driver) => self.insert(name, driver, edges.clone(), options),
+                    Err(error) => Err(error),
+                }
             }
-            None => None,
-        };
-        let opened = self.driver(&name, &description.driver, edge.as_ref(), &options);
-        let inserted = match opened.await {
-            Ok(driver) => self.insert(name, driver, edge.clone(), options),
             Err(error) => Err(error),
         };
-        match (inserted, edge) {
-            (Ok(node), _) => {
+        match inserted {
+            Ok(node) => {
                 Origin::remember(&node, description);
                 file_name::refresh(&node);
                 Ok(node)
             }
-            (Err(error), Some(edge)) => {
-                if let Err(error) = self.graph.detach(&edge).await {
-                    tracing::warn!(%error, "closing after a failure");
+            Err(error) => {
+                for edge in edges {
+                    if let Err(error) = self.graph.detach(&edge).await {
+                        tracing::warn!(%error, "closing after a failure");
+                    }
                 }
                 Err(error)
             }
-            (Err(error), None) => Err(error),
         }
+    }
+
+    /// Gives a node that is being opened its edges.
+    fn join(
+        &self,
+        name: &str,
+        below: &[Below],
+        description: &Description,
+        options: &NodeOptions,
+        edges: &mut Vec<Rc<Child>>,
+    ) -> Result<()> {
+        let permissions = first_permissions(&description.driver, options);
+        for one in below {
+            let edge = self
+                .graph
+                .attach_for(name, one.role, &one.node, permissions)?;
+            edges.push(edge);
+        }
+        Ok(())
     }
 
     fn insert(
         &self,
         name: String,
         driver: Box<dyn Driver>,
-        edge: Option<Rc<Child>>,
+        edges: Vec<Rc<Child>>,
         options: NodeOptions,
     ) -> Result<Rc<Node>> {
         let spec = NodeSpec {
@@ -150,29 +201,31 @@ impl Blockdev {
             file_name: String::new(),
             implicit: false,
         };
-        self.graph.insert(spec, driver, edge.into_iter().collect())
+        self.graph.insert(spec, driver, edges)
     }
 
     async fn driver(
         &self,
         name: &str,
         driver: &DriverOptions,
-        edge: Option<&Rc<Child>>,
+        edges: &[Rc<Child>],
         options: &NodeOptions,
     ) -> Result<Box<dyn Driver>> {
-        match (driver, edge) {
-            (DriverOptions::File(file), None) => self.file(file, options).await,
-            (DriverOptions::Null(null), None) => self.null(null),
-            (DriverOptions::Raw { part, .. }, Some(edge)) => {
+        match (driver, edges) {
+            (DriverOptions::File(file), []) => self.file(file, options).await,
+            (DriverOptions::Null(null), []) => self.null(null),
+            (DriverOptions::Raw { part, .. }, [edge]) => {
                 Ok(Box::new(Raw::open(edge.clone(), *part)?))
             }
             (
                 DriverOptions::Qcow2 {
                     options: special, ..
                 },
-                Some(edge),
+                [edge],
             ) => self.qcow2(name, special, edge, options).await,
-            (DriverOptions::Filter(filter), Some(edge)) => self.filter(&filter.options, edge).await,
+            (DriverOptions::Filter(filter), [edge, others @ ..]) => {
+                self.filter(&filter.options, edge, others.first()).await
+            }
             _ => unreachable!("{} was opened with the wrong children", driver.name()),
         }
     }

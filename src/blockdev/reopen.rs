@@ -296,7 +296,10 @@ impl Blockdev {
                     steps.push(Step::Preallocation(node.clone(), before));
                 }
             }
-            FilterOptions::CopyOnRead { .. } | FilterOptions::Blkdebug(_) => {}
+            FilterOptions::CopyOnRead { .. }
+            | FilterOptions::CopyBeforeWrite(_)
+            | FilterOptions::SnapshotAccess
+            | FilterOptions::Blkdebug(_) => {}
         }
         Ok(())
     }

@@ -303,7 +303,12 @@ fn check_filter(node: &Node, before: &FilterDescription, now: &FilterDescription
                 None => Ok(()),
             }
         }
-        (_, FilterOptions::CopyOnRead { .. }) => Err(Error::new(
+        (
+            _,
+            FilterOptions::CopyOnRead { .. }
+            | FilterOptions::CopyBeforeWrite(_)
+            | FilterOptions::SnapshotAccess,
+        ) => Err(Error::new(
             ErrorKind::Unsupported,
             format!(
                 "Block format '{}' used by node '{}' does not support reopening files",

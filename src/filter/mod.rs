@@ -51,18 +51,22 @@ macro_rules! hand_on {
 
 mod blkdebug;
 mod commit_top;
+mod copy_before_write;
 mod copy_on_read;
 mod mirror_top;
 mod preallocate;
+mod snapshot_access;
 mod throttle;
 
 use crate::block::{Child, Limits};
 
 pub use blkdebug::{Blkdebug, BlkdebugOptions, InjectError, IoTypes, SetState};
 pub use commit_top::CommitTop;
+pub use copy_before_write::{CbwOptions, CopyBeforeWrite, OnCbwError, Snapshot, SnapshotEvent};
 pub use copy_on_read::{CopyOnRead, GuestReads};
 pub use mirror_top::{CopyMode, MirrorNews, MirrorOptions, MirrorSink, MirrorTop, Place};
 pub use preallocate::{Preallocate, PreallocateOptions};
+pub use snapshot_access::SnapshotAccess;
 pub use throttle::{Rate, Throttle, ThrottleGroup, ThrottleGroups, ThrottleLimits};
 
 /// The limits of a filter that hands requests on as they are: those of its child, which does the padding.

@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use liveblk::block::{Child, Driver, Graph, Node, Permissions, Role};
+use liveblk::block::{Child, Driver, Graph, Node, Permission, Permissions, Role};
 use liveblk::filter::{
-    Blkdebug, BlkdebugOptions, CopyOnRead, GuestReads, Preallocate, PreallocateOptions, Throttle,
-    ThrottleGroup, ThrottleLimits,
+    Blkdebug, BlkdebugOptions, CbwOptions, CopyBeforeWrite, CopyOnRead, GuestReads, Preallocate,
+    PreallocateOptions, SnapshotAccess, Throttle, ThrottleGroup, ThrottleLimits,
 };
 use liveblk::format::raw::{Raw, RawOptions};
 use liveblk::protocol::file::{File, FileKind, FileOptions};
@@ -14,7 +14,8 @@ use liveblk::protocol::null::{Null, NullOptions};
 use liveblk::runtime::{Config, Handle, Runtime};
 use liveblk::testing::{
     DiskOptions, Power, Random, SimulatedDisk, Subject, VolatileStore, attach, check_contract,
-    disk_of, for_each_seed, full_access, insert, insert_with, simulate, stamped, writable,
+    check_reading, disk_of, for_each_seed, full_access, insert, insert_with, simulate, stamped,
+    writable,
 };
 
 use super::chain::{Geometry, create_on, open_image};
@@ -291,6 +292,59 @@ fn copy_on_read() {
             check_contract(filter, seed).await;
         });
     });
+}
+
+/// A disk under a filter that saves what it had, and what it had after all that.
+#[test]
+fn copy_before_write() {
+    for_each_seed("contract::copy_before_write", 20, |seed| {
+        simulate(seed, |handle| async move {
+            let mut random = Random::new(seed);
+            let graph = Graph::new();
+            let geometry = Geometry::draw(&mut random);
+            let size = 4096 * (48 + random.below(120));
+            let bytes = content(&mut random, size);
+            let disk = any_disk(&handle, &mut random, &bytes);
+            let below = insert(&graph, "disk", disk.driver());
+            let image = any_disk(&handle, &mut random, &[]);
+            let created = create_on(&image, &geometry.create_options(size)).await;
+            created.expect("valid options");
+            let target = open_image(&graph, "target", &image, &geometry, None, false).await;
+            let target = target.expect("a valid image");
+            let edge = |role, node| graph.attach_for("filter", role, node, Permissions::NONE);
+            let file = edge(Role::File, &below).expect("no other user");
+            let target = edge(Role::Target, &target).expect("no other user");
+            let children = vec![file.clone(), target.clone()];
+            let options = CbwOptions {
+                min_cluster_size: random.choose(&[0, 1 << 17, 1 << 21]),
+                ..CbwOptions::default()
+            };
+            let driver = CopyBeforeWrite::new(&handle, file, target, options);
+            let driver = Box::new(driver);
+            let filter = insert_with(&graph, "filter", driver, children, writable());
+            let guest = attach(&graph, &filter, shared_access());
+            let file = file_child(&graph, "access", &filter, Permissions::NONE);
+            let access = Box::new(SnapshotAccess::new(file.clone()));
+            let access = insert_with(&graph, "access", access, vec![file], writable());
+            let reader = attach(&graph, &access, shared_access());
+            let before = || subject("snapshot-access", reader.clone(), bytes.clone());
+            check_reading(before(), seed).await;
+            let filter = Subject {
+                unit: 1 << 16,
+                ..subject("copy-before-write", guest, bytes.clone())
+            };
+            check_contract(filter, seed).await;
+            check_reading(before(), seed).await;
+        });
+    });
+}
+
+/// Reads and writes; others may do anything.
+fn shared_access() -> Permissions {
+    Permissions {
+        required: full_access().required - Permission::RESIZE,
+        ..Permissions::NONE
+    }
 }
 
 /// Filters that hand requests on, over disks of any alignment.

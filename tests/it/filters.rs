@@ -542,3 +542,57 @@ fn injected_errors_reach_the_client() {
     }
     assert_eq!(outcomes, [false, true, false]);
 }
+
+/// What a filter keeps QEMU shows as bitmaps without a name, so that nodes are not compared.
+#[test]
+fn copy_before_write_is_as_in_qemu() {
+    let cbw = |name: &str, more: Value| {
+        let mut description = json!({"driver": "copy-before-write", "node-name": name,
+                                     "file": "top", "target": "raw"});
+        for (member, value) in more.as_object().expect("members") {
+            description[member] = value.clone();
+        }
+        add(description)
+    };
+    let del = |name: &str| ("blockdev-del", json!({"node-name": name}));
+    let mut commands = chain();
+    commands.extend([
+        add(json!({"driver": "raw", "node-name": "raw", "file": file("raw.img")})),
+        cbw("c", json!({"min-cluster-size": 1000})),
+        cbw("c", json!({"min-cluster-size": -1})),
+        cbw("c", json!({"cbw-timeout": -1})),
+        cbw("c", json!({"cbw-timeout": 1_u64 << 33})),
+        cbw("c", json!({"on-cbw-error": "x"})),
+        cbw("c", json!({"target": "none"})),
+        cbw("c", json!({"file": "none"})),
+        add(json!({"driver": "copy-before-write", "node-name": "c", "file": "top"})),
+        add(json!({"driver": "copy-before-write", "node-name": "c", "target": "top"})),
+        add(json!({"driver": "snapshot-access", "node-name": "a"})),
+        add(json!({"driver": "snapshot-access", "node-name": "a", "file": "top"})),
+        del("a"),
+        cbw(
+            "c",
+            json!({"min-cluster-size": 1 << 30, "on-cbw-error": "break-snapshot",
+                        "cbw-timeout": 5}),
+        ),
+        del("top"),
+        del("raw"),
+        add(json!({"driver": "snapshot-access", "node-name": "a", "file": "c"})),
+        del("c"),
+        reopen(
+            json!({"driver": "copy-before-write", "node-name": "c", "file": "top",
+                      "target": "raw"}),
+        ),
+        reopen(json!({"driver": "snapshot-access", "node-name": "a", "file": "c"})),
+        del("a"),
+        del("c"),
+        del("raw"),
+        cbw(
+            "c",
+            json!({"target": {"driver": "raw", "node-name": "inline", "file": file("raw.img")}}),
+        ),
+        del("c"),
+        nodes(true),
+    ]);
+    same_as_qemu(&commands);
+}

@@ -21,6 +21,7 @@ mod compressed;
 mod contract;
 mod copy;
 #[cfg(feature = "testing")]
+mod copy_before_write;
 mod copy_on_read;
 mod differential;
 mod filters;

@@ -3,10 +3,30 @@
 use crate::block::DEBUG_EVENTS;
 
 use super::node::{BLOCKDEV_REF, FORMAT_OPTIONS};
-use super::{BOOL, Enum, INT, Member, Object, STR, Type, opt, req};
+use super::{BOOL, Enum, INT, Member, Object, SIZE, STR, Type, U32, opt, refused, req};
 
 pub(super) static COPY_ON_READ_OPTIONS: Object =
     Object::new("BlockdevOptionsCor", &[opt("bottom", STR)]).based(&FORMAT_OPTIONS);
+
+pub(super) static COPY_BEFORE_WRITE_OPTIONS: Object = Object::new(
+    "BlockdevOptionsCbw",
+    &[
+        req("target", Type::Alternate(&BLOCKDEV_REF)),
+        refused("bitmap", "a snapshot has all of its disk"),
+        opt("on-cbw-error", Type::Enum(&ON_CBW_ERROR)),
+        opt("cbw-timeout", U32),
+        opt("min-cluster-size", SIZE),
+    ],
+)
+.based(&FORMAT_OPTIONS);
+
+pub(super) static ON_CBW_ERROR: Enum = Enum {
+    name: "OnCbwError",
+    values: &["break-guest-write", "break-snapshot"],
+};
+
+pub(super) static SNAPSHOT_ACCESS_OPTIONS: Object =
+    Object::new("BlockdevOptionsSnapshotAccess", &[]).based(&FORMAT_OPTIONS);
 
 pub(super) static PREALLOCATE_OPTIONS: Object = Object::new(
     "BlockdevOptionsPreallocate",

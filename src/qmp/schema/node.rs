@@ -54,6 +54,7 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
         tag: "driver",
         branches: &[
             ("blkdebug", &filter::BLKDEBUG_OPTIONS),
+            ("copy-before-write", &filter::COPY_BEFORE_WRITE_OPTIONS),
             ("copy-on-read", &filter::COPY_ON_READ_OPTIONS),
             ("file", &FILE_OPTIONS),
             ("host_device", &FILE_OPTIONS),
@@ -62,6 +63,7 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
             ("preallocate", &filter::PREALLOCATE_OPTIONS),
             ("qcow2", &QCOW2_OPTIONS),
             ("raw", &RAW_OPTIONS),
+            ("snapshot-access", &filter::SNAPSHOT_ACCESS_OPTIONS),
             ("throttle", &filter::THROTTLE_OPTIONS),
         ],
     }),
@@ -72,6 +74,7 @@ pub(super) static DRIVER: Enum = Enum {
     name: "BlockdevDriver",
     values: &[
         "blkdebug",
+        "copy-before-write",
         "copy-on-read",
         "file",
         "host_device",
@@ -80,6 +83,7 @@ pub(super) static DRIVER: Enum = Enum {
         "preallocate",
         "qcow2",
         "raw",
+        "snapshot-access",
         "throttle",
     ],
 };
