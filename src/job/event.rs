@@ -13,6 +13,8 @@ pub enum JobKind {
     Commit,
     /// Copies a device and follows it.
     Mirror,
+    /// Copies what a node holds at the start of the job.
+    Backup,
 }
 
 impl JobKind {
@@ -23,6 +25,7 @@ impl JobKind {
             JobKind::Stream => "stream",
             JobKind::Commit => "commit",
             JobKind::Mirror => "mirror",
+            JobKind::Backup => "backup",
         }
     }
 

@@ -15,6 +15,7 @@
 //! - No job waits inside a drained section; a job holds no lock while it waits at a gate.
 
 mod active_commit;
+mod backup;
 mod chain;
 mod commit;
 mod control;
@@ -34,6 +35,7 @@ mod stretch;
 mod verbs;
 
 pub use active_commit::commit_active;
+pub use backup::{Backup, BackupPerformance, BackupSync, backup};
 pub use chain::check_unoccupied;
 pub use commit::{Commit, commit};
 pub use control::{Job, JobOptions, LocalFuture, Piece, Work};

@@ -175,6 +175,8 @@ impl Site {
         self.edges.borrow_mut().push(edge.clone());
         let is_mixed = !permissions.shared.contains(Permission::CONSISTENT_READ);
         let content = match role {
+            // Fleecing by readers of a backup's target is as old as backups.
+            Role::Target if self.kind == JobKind::Backup => Content::Stays,
             Role::Base | Role::Target => Content::Changes,
             _ if is_mixed => Content::Changes,
             _ => Content::Stays,

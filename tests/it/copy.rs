@@ -160,6 +160,7 @@ fn copies_compare_equal_and_check_clean() {
                 buffer_length: 4096 << draw.below(9),
                 unmap: draw.below(2) == 0,
                 file_slices: seed % 4 != 0,
+                ..CopyOptions::default()
             };
             let piece = 512 * (1 + draw.below(9000));
             copy_all(&images, &from, &to, options, piece).await;

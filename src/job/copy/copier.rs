@@ -20,6 +20,9 @@ pub struct CopyOptions {
     /// Data may be taken from the file it lies in. Only where nobody changes the source meanwhile:
     /// a cluster that moves while it is copied gives the bytes of another.
     pub file_slices: bool,
+    /// Data is stored compressed, which it is not as part of a file. The buffer has room for a cluster of
+    /// the target.
+    pub compress: bool,
 }
 
 impl Default for CopyOptions {
@@ -28,6 +31,7 @@ impl Default for CopyOptions {
             buffer_length: 1 << 20,
             unmap: true,
             file_slices: true,
+            compress: false,
         }
     }
 }
@@ -139,7 +143,7 @@ impl Copier {
             overlays: is_below(&source, &target),
             unit: unit_of(&target).min(largest_power(most)),
             most,
-            file_writer: match self.options.file_slices {
+            file_writer: match self.options.file_slices && !self.options.compress {
                 true => file_writer(&target),
                 false => None,
             },
@@ -165,7 +169,9 @@ impl Copier {
             Way::File(slice) => write_file(to, range, slice).await,
             Way::Memory => {
                 let buffer = self.buffers.take().slice(0, range.length() as usize);
-                move_bytes(from, to, range.start(), buffer).await
+                let mut flags = WriteFlags::empty();
+                flags.set(WriteFlags::COMPRESSED, self.options.compress);
+                move_bytes(from, to, range.start(), buffer, flags).await
             }
         }
     }
@@ -186,10 +192,11 @@ async fn move_bytes(
     to: &Rc<Child>,
     offset: u64,
     buffer: MemorySlice,
+    flags: WriteFlags,
 ) -> Result<(), CopyError> {
     let read = from.read(offset, buffer.clone().into()).await;
     read.map_err(CopyError::Read)?;
-    let written = to.write(offset, buffer.into(), WriteFlags::empty()).await;
+    let written = to.write(offset, buffer.into(), flags).await;
     written.map_err(CopyError::Write)
 }
 

@@ -76,6 +76,7 @@ impl Follower {
                 unmap: course.unmap,
                 // The guest may move clusters of the source while they are copied.
                 file_slices: false,
+                compress: false,
             }),
             mode: Cell::new(course.copy_mode),
             shown: Cell::new(course.copy_mode),

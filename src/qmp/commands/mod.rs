@@ -3,6 +3,7 @@
 //! Arguments have passed the schema. Commands turn them into the typed options of the layers below and
 //! results into JSON; whatever more they decide belongs into those layers.
 
+mod backup;
 mod bitmap;
 mod block_graph;
 mod chain_job;
@@ -171,6 +172,9 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
     ("blockdev-create", |context, args| {
         done(create::start(&context, args))
+    }),
+    ("blockdev-backup", |context, args| {
+        Box::pin(async move { backup::start(&context, Args::new(&args)).await })
     }),
     ("block-stream", |context, args| {
         Box::pin(async move { chain_job::stream(&context, Args::new(&args)).await })

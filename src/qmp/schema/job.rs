@@ -2,11 +2,12 @@
 
 use super::{
     BOOL, Command, EMPTY, EMPTY_RESULT, Enum, Event, INT, Int, Member, Object, SIZE, STR, Type,
-    Variants, cmd, node, opt, refused, req, snapshot,
+    U32, Variants, cmd, filter, node, opt, refused, req, snapshot,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-create", &CREATE_ARGS, EMPTY_RESULT),
+    cmd("blockdev-backup", &BACKUP_ARGS, EMPTY_RESULT),
     cmd("block-stream", &STREAM_ARGS, EMPTY_RESULT),
     cmd("block-commit", &COMMIT_ARGS, EMPTY_RESULT),
     cmd("drive-mirror", &DRIVE_MIRROR, EMPTY_RESULT),
@@ -170,9 +171,49 @@ static BLOCKDEV_MIRROR_ARGS: Object = Object::new(
     ],
 );
 
+static BACKUP_ARGS: Object =
+    Object::new("BlockdevBackup", &[req("target", STR)]).based(&BACKUP_COMMON);
+
+static BACKUP_COMMON: Object = Object::new(
+    "BackupCommon",
+    &[
+        opt("job-id", STR),
+        req("device", STR),
+        req("sync", Type::Enum(&SYNC_MODE)),
+        opt("speed", INT),
+        opt("bitmap", STR),
+        opt("bitmap-mode", Type::Enum(&BITMAP_MODE)),
+        opt("compress", BOOL),
+        opt("on-source-error", Type::Enum(&ON_ERROR)),
+        opt("on-target-error", Type::Enum(&ON_ERROR)),
+        opt("on-cbw-error", Type::Enum(&filter::ON_CBW_ERROR)),
+        opt("cbw-timeout", U32),
+        opt("auto-finalize", BOOL),
+        opt("auto-dismiss", BOOL),
+        opt("filter-node-name", STR),
+        opt("discard-source", BOOL),
+        opt("x-perf", Type::Object(&BACKUP_PERF)).features(&["unstable"]),
+    ],
+);
+
+static BACKUP_PERF: Object = Object::new(
+    "BackupPerf",
+    &[
+        opt("use-copy-range", BOOL),
+        opt("max-workers", INT),
+        opt("max-chunk", INT),
+        opt("min-cluster-size", INT),
+    ],
+);
+
 static SYNC_MODE: Enum = Enum {
     name: "MirrorSyncMode",
     values: &["top", "full", "none", "incremental", "bitmap"],
+};
+
+static BITMAP_MODE: Enum = Enum {
+    name: "BitmapSyncMode",
+    values: &["on-success", "never", "always"],
 };
 
 static DEVICE_ARGS: Object = Object::new("block-job-pause-arg", &[req("device", STR)]);

@@ -141,6 +141,8 @@ fn arguments_agree_with_qemu() {
 const OURS: &[(&str, &str)] = &[
     ("block-commit", "copy-mode"),
     ("block-job-change", "commit"),
+    ("blockdev-backup", "on-cbw-error"),
+    ("blockdev-backup", "cbw-timeout"),
 ];
 
 /// `theirs`: member name, `?` if optional, to type; an object type is an object, a union has `<union on TAG>`.

@@ -414,7 +414,7 @@ fn export() -> Permissions {
     }
 }
 
-async fn open_one(
+pub(crate) async fn open_one(
     graph: &Graph,
     image: &Image,
     backing: Option<&Rc<Node>>,
