@@ -121,6 +121,35 @@ impl Site {
         children: &[(Role, &Rc<Node>)],
         driver: impl FnOnce(&[Rc<Child>]) -> Box<dyn Driver>,
     ) -> Result<Rc<Node>> {
+        let spec = self.filter_spec(name, children)?;
+        let filter = self
+            .workshop
+            .graph
+            .splice_in(spec, children, driver)
+            .await?;
+        Ok(self.own_filter(filter))
+    }
+
+    /// As [`Site::put_filter`], but nobody uses the filter yet: `Graph::put_in` puts it in.
+    ///
+    /// # Errors
+    /// As [`Site::put_filter`].
+    pub(super) async fn make_filter(
+        &self,
+        name: Option<&str>,
+        children: &[(Role, &Rc<Node>)],
+        driver: impl FnOnce(&[Rc<Child>]) -> Box<dyn Driver>,
+    ) -> Result<Rc<Node>> {
+        let spec = self.filter_spec(name, children)?;
+        let filter = self
+            .workshop
+            .graph
+            .make_filter(spec, children, driver)
+            .await?;
+        Ok(self.own_filter(filter))
+    }
+
+    fn filter_spec(&self, name: Option<&str>, children: &[(Role, &Rc<Node>)]) -> Result<NodeSpec> {
         let Workshop {
             graph,
             images,
@@ -133,16 +162,18 @@ impl Site {
             unreachable!("a filter has a child");
         };
         let generated = || graph.generate_name(jobs.handle().random_u64());
-        let spec = NodeSpec {
+        Ok(NodeSpec {
             name: name.map_or_else(generated, str::to_owned),
             options: node.options(),
             file_name: node.file_name(),
             implicit: name.is_none(),
-        };
-        let filter = graph.splice_in(spec, children, driver).await?;
+        })
+    }
+
+    fn own_filter(&self, filter: Rc<Node>) -> Rc<Node> {
         self.occupy(&filter, Content::Stays);
         *self.filter.borrow_mut() = Some(filter.clone());
-        Ok(filter)
+        filter
     }
 
     fn occupy(&self, node: &Rc<Node>, content: Content) {
