@@ -108,10 +108,10 @@ def without_drains(events):
     """Of one step, without the pauses in which QEMU changes its graph while a job runs: nobody has asked for them."""
     result = []
     for event in events:
-        before = result[-1] if result else None
-        if before and before[0] == event[0] == "JOB_STATUS_CHANGE" and before[1]["id"] == event[1]["id"] and \
+        before = next((e for e in reversed(result) if job_of(e) == job_of(event)), None)
+        if before and before[0] == event[0] == "JOB_STATUS_CHANGE" and \
                 (before[1]["status"], event[1]["status"]) in (("paused", "running"), ("standby", "ready")):
-            result.pop()
+            result.remove(before)
         else:
             result.append(event)
     return result
