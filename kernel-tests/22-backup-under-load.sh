@@ -86,6 +86,23 @@ for _ in $(seq "$ROUNDS"); do
     backup c.qcow2 qcow2 compress=true
 done
 
+step "a full backup, and increments on top of it"
+must qmp d block-dirty-bitmap-add node=q name=changes persistent=true
+must qmp d drive-backup device=q target="$PWD/i0.qcow2" format=qcow2 job-id=j sync=full bitmap=changes \
+    bitmap-mode=on-success auto-dismiss=false
+end_of_job "full backup with a bitmap"
+for number in $(seq $((ROUNDS * 3))); do
+    must qmp d drive-backup device=q target="$PWD/i$number.qcow2" format=qcow2 job-id=j sync=incremental bitmap=changes \
+        auto-dismiss=false
+    end_of_job "increment $number"
+    must qemu-img rebase -u -f qcow2 -b "i$((number - 1)).qcow2" -F qcow2 "i$number.qcow2"
+    # What replays the journal writes to an overlay.
+    must qemu-img create -q -f qcow2 -b "i$number.qcow2" -F qcow2 o.qcow2
+    check_moment o.qcow2 qcow2
+    rm o.qcow2
+done
+rm i*.qcow2
+
 step "a target that is slow, and a guest that comes first"
 must qmp d object-add qom-type=throttle-group id=slow limits.bps-write=65536
 new_image s.qcow2 128M

@@ -24,7 +24,7 @@ mod effective;
 mod file_name;
 mod filter_description;
 mod image_info;
-mod mirror_target;
+mod job_target;
 mod names;
 mod open;
 mod origin;
@@ -55,7 +55,7 @@ pub use description::{
 };
 pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
-pub use mirror_target::{MirrorTarget, NewMirrorTarget};
+pub use job_target::{JobTarget, NewTarget, TargetBelow};
 pub use names::{check_not_busy, find_device_or_node, find_either, find_listed, find_node};
 pub use query::{DirtyBitmapInfo, NodeInfo, StatisticsInfo};
 pub use snapshot::{Snapshot, SnapshotMode, SnapshotSync};

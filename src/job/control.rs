@@ -7,8 +7,8 @@ use std::rc::{Rc, Weak};
 
 use super::rate_limit::RateLimit;
 use super::{
-    BlockJobReport, ErrorAction, ErrorPolicy, IoStatus, JobEvent, JobKind, Operation, Progress,
-    Status,
+    BlockJobReport, ErrorAction, ErrorPolicy, IoStatus, JobEvent, JobGroup, JobKind, Operation,
+    Progress, Status,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::CopyMode;
@@ -102,6 +102,8 @@ pub struct Job {
     /// The last step is being taken: how that ends is how the job ends.
     pub(super) deciding: Cell<bool>,
     error: RefCell<Option<String>>,
+    /// Those that end with it.
+    group: RefCell<Option<Rc<JobGroup>>>,
     pub(super) changed: Notify,
 }
 
@@ -132,6 +134,7 @@ impl Job {
             finalizing: Cell::new(false),
             deciding: Cell::new(false),
             error: RefCell::default(),
+            group: RefCell::default(),
             changed: Notify::new(),
         }
     }
@@ -233,6 +236,15 @@ impl Job {
         let id = self.id().to_owned();
         (self.tell)(JobEvent::StatusChange { id, status });
         self.changed.notify_all();
+        self.wake_group();
+    }
+
+    pub(super) fn set_group(&self, group: &Rc<JobGroup>) {
+        *self.group.borrow_mut() = Some(group.clone());
+    }
+
+    pub(super) fn group(&self) -> Option<Rc<JobGroup>> {
+        self.group.borrow().clone()
     }
 
     pub(super) fn tell(&self, event: JobEvent) {
@@ -255,7 +267,7 @@ impl Job {
     }
 
     /// Waits for something that [`Job`]'s own state decides.
-    async fn until(&self, holds: impl Fn() -> bool) {
+    pub(super) async fn until(&self, holds: impl Fn() -> bool) {
         while !holds() {
             self.changed.notified().await;
         }
@@ -384,18 +396,6 @@ impl Job {
             self.go_on();
         }
         self.until(|| !self.paused.get()).await;
-    }
-
-    /// Waits for `finalize`, or goes on at once; false if it was cancelled instead.
-    pub(super) async fn until_finalized(&self) -> bool {
-        if !self.options.auto_finalize {
-            let id = self.id().to_owned();
-            let kind = self.kind;
-            self.tell(JobEvent::Pending { id, kind });
-            self.until(|| self.finalizing.get() || self.is_cancelled())
-                .await;
-        }
-        !self.is_cancelled()
     }
 }
 

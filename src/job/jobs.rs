@@ -96,6 +96,16 @@ impl Jobs {
         self.forget(job);
     }
 
+    /// A created job is not to run, as the transaction that it is part of has failed.
+    pub fn abort(&self, job: &Rc<Job>) {
+        job.set_error(strerror(Errno::ECANCELED));
+        job.enter(Status::Aborting);
+        job.enter(Status::Concluded);
+        if job.options().auto_dismiss {
+            self.forget(job);
+        }
+    }
+
     /// Lets a created job run.
     pub fn start(&self, job: &Rc<Job>, work: Rc<dyn Work>) {
         job.note(&work);
@@ -168,8 +178,7 @@ async fn run(job: &Rc<Job>, work: Rc<dyn Work>, changes: &Mutex<()>) {
     job.leave_pause(result.is_err() || job.is_cancelled()).await;
     if result.is_ok() && !job.is_cancelled() {
         job.enter(Status::Waiting);
-        job.enter(Status::Pending);
-        if job.until_finalized().await {
+        if job.until_pending().await && job.until_finalized().await {
             let _turn = changes.lock().await;
             if !job.is_cancelled() {
                 job.deciding.set(true);
@@ -186,6 +195,7 @@ async fn run(job: &Rc<Job>, work: Rc<dyn Work>, changes: &Mutex<()>) {
     if let Some(failure) = failure {
         job.set_error(failure);
         job.enter(Status::Aborting);
+        job.fail_group().await;
     }
     let turn = changes.lock().await;
     work.clean(succeeded).await;

@@ -22,6 +22,7 @@ mod control;
 pub mod copy;
 mod error_policy;
 mod event;
+mod group;
 mod images;
 mod jobs;
 mod link;
@@ -35,12 +36,15 @@ mod stretch;
 mod verbs;
 
 pub use active_commit::commit_active;
-pub use backup::{Backup, BackupPerformance, BackupSync, backup};
+pub use backup::{
+    Backup, BackupBitmap, BackupPerformance, BackupSync, BitmapMode, PreparedBackup, backup,
+};
 pub use chain::check_unoccupied;
 pub use commit::{Commit, commit};
 pub use control::{Job, JobOptions, LocalFuture, Piece, Work};
 pub use error_policy::{ErrorPolicies, ErrorPolicy, IoStatus};
 pub use event::{BlockJobReport, ErrorAction, JobEvent, JobKind, Operation, Progress};
+pub use group::JobGroup;
 pub use images::{Images, Workshop};
 pub use jobs::Jobs;
 pub use mirror::{Before, Mirror, SyncMode, mirror};

@@ -118,6 +118,7 @@ impl Job {
         Verb::Finalize.check(self.id(), self.status())?;
         self.finalizing.set(true);
         self.changed.notify_all();
+        self.wake_group();
         Ok(())
     }
 

@@ -5,6 +5,7 @@ mod backup;
 mod crash;
 mod engine;
 mod faults;
+mod incremental;
 mod mirror;
 mod model;
 mod plan;

@@ -51,6 +51,7 @@ mod nbd_snapshot;
 mod overlapping;
 #[cfg(feature = "testing")]
 mod qcow2_check;
+mod qmp_backup;
 mod qmp_bitmaps;
 mod qmp_command_line;
 mod qmp_daemon;

@@ -6,7 +6,9 @@ use serde_json::json;
 
 use super::{Context, Outcome, job};
 use crate::block::{Node, Role};
-use crate::blockdev::{NewMirrorTarget, SnapshotMode, check_not_busy, find_either, find_listed};
+use crate::blockdev::{
+    NewTarget, SnapshotMode, TargetBelow, check_not_busy, find_either, find_listed,
+};
 use crate::error::{Error, Result};
 use crate::job::{Before, ErrorPolicies, Mirror, SyncMode, mirror};
 use crate::qmp::schema::Args;
@@ -41,26 +43,28 @@ pub(super) async fn drive(context: &Context, args: Args<'_>) -> Outcome {
         return Err(Error::refused(text).into());
     }
     device.check_unoccupied()?;
-    let mode = match args.str("mode") {
-        Some("existing") => SnapshotMode::Existing,
-        _ => SnapshotMode::AbsolutePaths,
-    };
+    let mode = target_mode(args);
     let sync = sync_mode(args)?;
     let backing = match (mode, sync) {
         (SnapshotMode::AbsolutePaths, SyncMode::Top) => attached_below(&device),
         (SnapshotMode::AbsolutePaths, SyncMode::None) => Some(device.clone()),
         _ => None,
     };
-    let wanted = NewMirrorTarget {
+    let wanted = NewTarget {
         source: &device,
         filename: args.required_str("target"),
         format: args.str("format"),
         mode,
         node_name: args.str("node-name"),
         backing: backing.as_ref(),
-        with_chain: sync != SyncMode::Full,
+        below: match mode {
+            SnapshotMode::Existing if sync != SyncMode::Full => TargetBelow::Named,
+            // The job attaches it.
+            _ => TargetBelow::Nothing,
+        },
+        stays_small: false,
     };
-    let target = context.blockdev.open_mirror_target(wanted).await?;
+    let target = context.blockdev.open_job_target(wanted).await?;
     let started = match arguments(context, args, device, target.node.clone()) {
         Ok(common) => {
             let arguments = Mirror {
@@ -77,7 +81,7 @@ pub(super) async fn drive(context: &Context, args: Args<'_>) -> Outcome {
         Err(error) => Err(error),
     };
     let failed = started.is_err();
-    let settled = context.blockdev.settle_mirror_target(target, failed).await;
+    let settled = context.blockdev.settle_job_target(target, failed).await;
     started?;
     settled?;
     Ok(json!({}))
@@ -116,6 +120,14 @@ fn arguments(
         copy_mode: job::copy_mode(args).unwrap_or_default(),
         filter_node_name: None,
     })
+}
+
+/// Whether the image of the target is made.
+pub(super) fn target_mode(args: Args<'_>) -> SnapshotMode {
+    match args.str("mode") {
+        Some("existing") => SnapshotMode::Existing,
+        _ => SnapshotMode::AbsolutePaths,
+    }
 }
 
 /// Nobody but users is above the device.
@@ -186,7 +198,7 @@ fn shows(top: &Rc<Node>, node: &Rc<Node>) -> bool {
 }
 
 /// What the device has as its backing file.
-fn attached_below(device: &Rc<Node>) -> Option<Rc<Node>> {
+pub(super) fn attached_below(device: &Rc<Node>) -> Option<Rc<Node>> {
     let edge = device.without_filters().child(Role::Backing)?;
     Some(edge.node())
 }

@@ -176,6 +176,9 @@ static HANDLERS: &[(&str, Handler)] = &[
     ("blockdev-backup", |context, args| {
         Box::pin(async move { backup::start(&context, Args::new(&args)).await })
     }),
+    ("drive-backup", |context, args| {
+        Box::pin(async move { backup::drive(&context, Args::new(&args)).await })
+    }),
     ("block-stream", |context, args| {
         Box::pin(async move { chain_job::stream(&context, Args::new(&args)).await })
     }),

@@ -4,9 +4,11 @@ use std::rc::Rc;
 
 use serde_json::{Value, json};
 
-use super::{Context, Outcome, snapshot};
+use super::backup::Company;
+use super::{Context, Outcome, backup, snapshot};
 use crate::block::{Action, DrainedSection, IoFuture, Node};
 use crate::error::{Error, ErrorKind};
+use crate::job::JobGroup;
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
 
@@ -14,12 +16,15 @@ use crate::qmp::schema::Args;
 pub(super) async fn run(context: &Context, args: Args<'_>) -> Outcome {
     let actions = args.array("actions").unwrap_or_default();
     let properties = args.object("properties");
-    if properties.and_then(|these| these.str("completion-mode")) == Some("grouped") {
+    let is_grouped = properties.and_then(|these| these.str("completion-mode")) == Some("grouped");
+    let group = is_grouped.then(Rc::<JobGroup>::default);
+    if is_grouped {
         check_grouped(actions)?;
     }
+    let company = Company::Transaction(group.as_ref());
     let mut prepared = Vec::with_capacity(actions.len());
     for action in actions {
-        match prepare(context, Args::new(action)).await {
+        match prepare(context, Args::new(action), company).await {
             Ok(action) => prepared.push(action),
             Err(error) => {
                 context.graph.give_up(&prepared).await;
@@ -40,21 +45,25 @@ pub(super) async fn run(context: &Context, args: Args<'_>) -> Outcome {
     Ok(json!({}))
 }
 
-/// No action of these kinds ends later than the transaction.
+/// Only backups end later than the transaction, and so together.
 fn check_grouped(actions: &[Value]) -> Result<(), QmpError> {
-    match actions.first() {
+    let mut kinds = actions
+        .iter()
+        .map(|action| Args::new(action).required_str("type"));
+    match kinds.find(|kind| !matches!(*kind, "blockdev-backup" | "drive-backup")) {
         None => Ok(()),
-        Some(action) => {
-            let kind = Args::new(action).required_str("type");
-            Err(QmpError::generic(format!(
-                "Action '{kind}' does not support transaction property completion-mode = grouped"
-            )))
-        }
+        Some(kind) => Err(QmpError::generic(format!(
+            "Action '{kind}' does not support transaction property completion-mode = grouped"
+        ))),
     }
 }
 
 /// What of an action takes long and needs no moment of its own.
-async fn prepare(context: &Context, action: Args<'_>) -> Result<Box<dyn Action>, QmpError> {
+async fn prepare(
+    context: &Context,
+    action: Args<'_>,
+    company: Company<'_>,
+) -> Result<Box<dyn Action>, QmpError> {
     let kind = action.required_str("type");
     let Some(data) = action.object("data") else {
         unreachable!("the schema makes 'data' mandatory");
@@ -62,6 +71,8 @@ async fn prepare(context: &Context, action: Args<'_>) -> Result<Box<dyn Action>,
     let blockdev = &context.blockdev;
     Ok(match kind {
         "abort" => Box::new(Abort),
+        "blockdev-backup" => Box::new(backup::prepare(context, data, company).await?),
+        "drive-backup" => Box::new(backup::prepare_drive(context, data, company).await?),
         "blockdev-snapshot-sync" => {
             let request = snapshot::request(data);
             Box::new(blockdev.prepare_snapshot_sync(request).await?)

@@ -7,7 +7,8 @@ use super::{
 
 pub(super) static COMMANDS: &[Command] = &[
     cmd("blockdev-create", &CREATE_ARGS, EMPTY_RESULT),
-    cmd("blockdev-backup", &BACKUP_ARGS, EMPTY_RESULT),
+    cmd("blockdev-backup", &BACKUP, EMPTY_RESULT),
+    cmd("drive-backup", &DRIVE_BACKUP, EMPTY_RESULT),
     cmd("block-stream", &STREAM_ARGS, EMPTY_RESULT),
     cmd("block-commit", &COMMIT_ARGS, EMPTY_RESULT),
     cmd("drive-mirror", &DRIVE_MIRROR, EMPTY_RESULT),
@@ -171,8 +172,18 @@ static BLOCKDEV_MIRROR_ARGS: Object = Object::new(
     ],
 );
 
-static BACKUP_ARGS: Object =
+pub(super) static BACKUP: Object =
     Object::new("BlockdevBackup", &[req("target", STR)]).based(&BACKUP_COMMON);
+
+pub(super) static DRIVE_BACKUP: Object = Object::new(
+    "DriveBackup",
+    &[
+        req("target", STR),
+        opt("format", STR),
+        opt("mode", Type::Enum(&snapshot::NEW_IMAGE_MODE)),
+    ],
+)
+.based(&BACKUP_COMMON);
 
 static BACKUP_COMMON: Object = Object::new(
     "BackupCommon",

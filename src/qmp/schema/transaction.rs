@@ -1,7 +1,9 @@
 //! Several changes at one moment.
 
 use super::{
-    Command, EMPTY, EMPTY_RESULT, Enum, Object, Type, Variants, cmd, opt, req,
+    Command, EMPTY, EMPTY_RESULT, Enum, Object, Type, Variants, cmd,
+    job::{BACKUP, DRIVE_BACKUP},
+    opt, req,
     snapshot::{SNAPSHOT, SNAPSHOT_SYNC},
 };
 
@@ -23,15 +25,23 @@ static ACTION: Object = Object {
         tag: "type",
         branches: &[
             ("abort", &ABORT),
+            ("blockdev-backup", &COPY),
             ("blockdev-snapshot", &ATTACH),
             ("blockdev-snapshot-sync", &CREATE),
+            ("drive-backup", &COPY_TO_FILE),
         ],
     }),
 };
 
 static KIND: Enum = Enum {
     name: "TransactionActionKind",
-    values: &["abort", "blockdev-snapshot", "blockdev-snapshot-sync"],
+    values: &[
+        "abort",
+        "blockdev-backup",
+        "blockdev-snapshot",
+        "blockdev-snapshot-sync",
+        "drive-backup",
+    ],
 };
 
 static ABORT: Object = Object::new("AbortWrapper", &[req("data", Type::Object(&EMPTY))]);
@@ -39,6 +49,15 @@ static ATTACH: Object = Object::new("SnapshotWrapper", &[req("data", Type::Objec
 static CREATE: Object = Object::new(
     "SnapshotSyncWrapper",
     &[req("data", Type::Object(&SNAPSHOT_SYNC))],
+);
+
+static COPY: Object = Object::new(
+    "BlockdevBackupWrapper",
+    &[req("data", Type::Object(&BACKUP))],
+);
+static COPY_TO_FILE: Object = Object::new(
+    "DriveBackupWrapper",
+    &[req("data", Type::Object(&DRIVE_BACKUP))],
 );
 
 static PROPERTIES: Object = Object::new(

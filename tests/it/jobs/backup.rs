@@ -106,6 +106,7 @@ impl Trial {
             sync: wanted.sync,
             on_error: ErrorPolicies::both(wanted.policy),
             saving: wanted.saving,
+            bitmap: None,
             compress: wanted.compress && self.node.driver().compresses(),
             discard_source: false,
             performance: wanted.performance,
@@ -144,7 +145,7 @@ impl Trial {
 async fn open_target(stage: &Stage, random: &mut Random, sync: BackupSync) -> (Image, Rc<Node>) {
     let active = stage.active();
     let below = match sync {
-        BackupSync::Full => None,
+        BackupSync::Full | BackupSync::Bitmap => None,
         BackupSync::Top => active.backing(),
         BackupSync::Nothing => Some(active.clone()),
     };

@@ -1,18 +1,18 @@
-//! The target of `drive-mirror`: an image that is made, or one that is there.
+//! The target of `drive-mirror` and `drive-backup`: an image that is made, or one that is there.
 
 use std::rc::Rc;
 
-use crate::block::{Child, Node, NodeOptions, Permissions};
+use crate::block::{Child, DetectZeroes, DiscardMode, Node, NodeOptions, Permissions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::file::Created;
 
 use super::backing_name::{looks_like, path_of};
-use super::description::BackingDescription;
+use super::description::{BackingDescription, ChildDescription};
 use super::effective::Source;
 use super::{Blockdev, SnapshotMode, file_name, names};
 
 /// What the target is to be.
-pub struct NewMirrorTarget<'a> {
+pub struct NewTarget<'a> {
     /// The node that is copied: the target is opened as it is, but writable.
     pub source: &'a Rc<Node>,
     /// File or device of the target.
@@ -25,12 +25,25 @@ pub struct NewMirrorTarget<'a> {
     pub node_name: Option<&'a str>,
     /// What the header of a new image names as backing file.
     pub backing: Option<&'a Rc<Node>>,
-    /// An image that is there is opened with what its header names.
-    pub with_chain: bool,
+    /// What the target has below it when it is opened.
+    pub below: TargetBelow<'a>,
+    /// Discards and zeroes make the target smaller, whatever the source does with them.
+    pub stays_small: bool,
+}
+
+/// The backing file of a target that was opened.
+#[derive(Clone, Copy, Debug)]
+pub enum TargetBelow<'a> {
+    /// None yet, or never.
+    Nothing,
+    /// What the header of an image that is there names.
+    Named,
+    /// This node.
+    Node(&'a Rc<Node>),
 }
 
 /// A target that was opened, and stays so until it is settled.
-pub struct MirrorTarget {
+pub struct JobTarget {
     /// The target.
     pub node: Rc<Node>,
     hold: Rc<Child>,
@@ -38,11 +51,11 @@ pub struct MirrorTarget {
 }
 
 impl Blockdev {
-    /// Creates or opens the target of a mirror. The backing file of one that was made is not attached.
+    /// Creates or opens the target of a job.
     ///
     /// # Errors
     /// In QEMU's words; nothing stays open, and a file that was not there before is removed.
-    pub async fn open_mirror_target(&self, wanted: NewMirrorTarget<'_>) -> Result<MirrorTarget> {
+    pub async fn open_job_target(&self, wanted: NewTarget<'_>) -> Result<JobTarget> {
         let filename = path_of(wanted.filename)?;
         if let Some(name) = wanted.node_name {
             names::check_new(&self.graph, name)?;
@@ -56,7 +69,7 @@ impl Blockdev {
             }
         };
         match self.open_target(&wanted, filename).await {
-            Ok((node, hold)) => Ok(MirrorTarget {
+            Ok((node, hold)) => Ok(JobTarget {
                 node,
                 hold,
                 created,
@@ -72,7 +85,7 @@ impl Blockdev {
     ///
     /// # Errors
     /// What closing it says.
-    pub async fn settle_mirror_target(&self, target: MirrorTarget, failed: bool) -> Result<()> {
+    pub async fn settle_job_target(&self, target: JobTarget, failed: bool) -> Result<()> {
         let settled = self.graph.detach(&target.hold).await;
         if failed {
             self.undo_created(target.created).await;
@@ -81,7 +94,7 @@ impl Blockdev {
         settled
     }
 
-    fn format_of<'a>(&self, wanted: &NewMirrorTarget<'a>) -> &'a str {
+    fn format_of<'a>(&self, wanted: &NewTarget<'a>) -> &'a str {
         let own = || match wanted.mode {
             SnapshotMode::Existing => "raw",
             SnapshotMode::AbsolutePaths => wanted.source.without_filters().driver().driver_name(),
@@ -91,7 +104,7 @@ impl Blockdev {
 
     async fn open_target(
         &self,
-        wanted: &NewMirrorTarget<'_>,
+        wanted: &NewTarget<'_>,
         filename: &str,
     ) -> Result<(Rc<Node>, Rc<Child>)> {
         let like = NodeOptions {
@@ -100,14 +113,21 @@ impl Blockdev {
             force_share: false,
             ..wanted.source.options()
         };
-        let backing = match wanted.mode {
-            SnapshotMode::Existing if wanted.with_chain => BackingDescription::FromHeader,
-            _ => BackingDescription::Nothing,
+        let backing = match wanted.below {
+            TargetBelow::Nothing => BackingDescription::Nothing,
+            TargetBelow::Named => BackingDescription::FromHeader,
+            TargetBelow::Node(node) => {
+                BackingDescription::Child(ChildDescription::Reference(node.name().to_owned()))
+            }
         };
         let format = self.format_of(wanted);
         let described = self.image_description(&like, filename, format, backing);
         let mut description = described.await?;
         description.node_name = wanted.node_name.map(str::to_owned);
+        if wanted.stays_small {
+            description.shared.discard = Some(DiscardMode::Unmap);
+            description.shared.detect_zeroes = Some(DetectZeroes::Unmap);
+        }
         let node = self.open(description, Source::Defaults).await?;
         if wanted.mode == SnapshotMode::Existing
             && wanted.format.is_none()
