@@ -39,6 +39,12 @@ const MAX_TABLE: u64 = 0x800_0000;
 /// Most bytes of a bitmap, as in QEMU.
 const MAX_BYTES: u64 = 0x2000_0000;
 
+/// Bounds of the regions that are marked before they are written, and how many a disk has at most, where
+/// the bounds allow it.
+const LEAST_REGION: u64 = 1 << 20;
+const MOST_REGION: u64 = 64 << 20;
+const REGIONS: u64 = 4096;
+
 /// What persistent bitmaps cost while the image is written: a region of the disk is marked in them before
 /// it is first written. Larger regions are marked more seldom, and make more dirty that is not in a crash.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +53,15 @@ pub struct BitmapKeeping {
     pub region: Option<u64>,
     /// When so many regions are marked, those that are not being written lose their marks.
     pub most_marked: u64,
+}
+
+impl BitmapKeeping {
+    /// Bytes of a region of a disk of `size` bytes.
+    pub(in crate::format) fn region_of(&self, size: u64) -> u64 {
+        let by_size = (size / REGIONS).next_power_of_two();
+        self.region
+            .unwrap_or(by_size.clamp(LEAST_REGION, MOST_REGION))
+    }
 }
 
 impl Default for BitmapKeeping {

@@ -13,12 +13,6 @@ use super::super::layout::HostOffset;
 use super::directory::{self, Entry, EntryFlags, Part, Place};
 use super::{Directory, State, StoredBitmap};
 
-/// Bounds of the regions that are marked before they are written, and how many a disk has at most, where
-/// the bounds allow it.
-const LEAST_REGION: u64 = 1 << 20;
-const MOST_REGION: u64 = 64 << 20;
-const REGIONS: u64 = 4096;
-
 /// What bitmaps are stored for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Purpose {
@@ -335,9 +329,7 @@ impl Qcow2 {
         }
         if keeps {
             let size = self.size.get();
-            let by_size = (size / REGIONS).next_power_of_two();
-            let by_size = by_size.clamp(LEAST_REGION, MOST_REGION);
-            let region = self.bitmaps.keeping.region.unwrap_or(by_size);
+            let region = self.bitmaps.keeping.region_of(size);
             self.bitmaps.bitmaps.keep(size, region);
         } else {
             self.bitmaps.bitmaps.stop_keeping();
