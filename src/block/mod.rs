@@ -30,6 +30,7 @@ mod padding;
 mod permission;
 mod permission_update;
 mod range_lock;
+mod shelf;
 mod splice;
 mod status;
 mod transaction;
@@ -55,5 +56,6 @@ pub use node::{DetectZeroes, DiscardMode, Node, NodeOptions, NodeStatistics, is_
 pub use occupation::{Content, Occupation};
 pub use permission::{Permission, Permissions};
 pub use range_lock::{LockMode, RangeGuard, RangeLock};
+pub use shelf::Shelf;
 pub use status::{ChainStatus, Extent, ExtentKind, status_above};
 pub use transaction::Action;

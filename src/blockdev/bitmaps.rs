@@ -7,6 +7,7 @@ use sha2::{Digest, Sha256};
 use crate::block::{Bitmap, BitmapFlags, DirtyBitmap, Node};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::Qcow2;
+use crate::format::raw::Raw;
 
 use super::value::invalid;
 use super::{Blockdev, names};
@@ -212,10 +213,12 @@ fn check_persistent(node: &Rc<Node>, name: &str, granularity: u64) -> Result<()>
     if let Some(store) = node.driver().bitmap_store() {
         return store.check_new(name, granularity);
     }
-    let message = format!(
-        "Can't store persistent bitmaps to {}: Operation not supported",
-        node.name()
-    );
+    let why = match node.driver_as::<Raw>() {
+        Some(_) => "there is no state directory for them (option --state-dir)",
+        None => "Operation not supported",
+    };
+    let node = node.name();
+    let message = format!("Can't store persistent bitmaps to {node}: {why}");
     Err(Error::new(ErrorKind::Unsupported, message))
 }
 

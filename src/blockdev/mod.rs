@@ -34,9 +34,12 @@ mod reopen_children;
 mod resize;
 mod snapshot;
 mod snapshot_file;
+mod state_file;
 mod value;
 
+use std::cell::RefCell;
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 
@@ -70,6 +73,8 @@ pub struct Blockdev {
     handle: Handle,
     graph: Graph,
     throttle_groups: ThrottleGroups,
+    /// Where is kept what images cannot hold.
+    state_directory: Rc<RefCell<Option<PathBuf>>>,
 }
 
 impl Blockdev {
@@ -79,7 +84,14 @@ impl Blockdev {
             handle: handle.clone(),
             graph: graph.clone(),
             throttle_groups: ThrottleGroups::default(),
+            state_directory: Rc::default(),
         }
+    }
+
+    /// Where bitmaps of raw images that are opened from now on are kept; the directory is made when it is needed.
+    /// `None`: they are not.
+    pub fn set_state_directory(&self, directory: Option<PathBuf>) {
+        *self.state_directory.borrow_mut() = directory;
     }
 
     /// A new group for throttle nodes; its id is not taken, its limits go together.

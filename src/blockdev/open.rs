@@ -5,7 +5,7 @@ use std::rc::Rc;
 use crate::block::{Child, DiscardMode, Driver, Node, NodeOptions, NodeSpec, Permissions, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{BitmapKeeping, OpenOptions, Qcow2};
-use crate::format::raw::Raw;
+use crate::format::raw::{BesideOptions, Raw, RawOptions};
 use crate::protocol::file::{File, FileOptions};
 use crate::protocol::null::{Null, NullOptions};
 
@@ -15,6 +15,7 @@ use super::description::{
 };
 use super::effective::{Source, resolve};
 use super::origin::Origin;
+use super::state_file::StateFile;
 use super::value::invalid;
 use super::{Blockdev, LocalFuture, file_name, names};
 
@@ -215,7 +216,7 @@ impl Blockdev {
             (DriverOptions::File(file), []) => self.file(file, options).await,
             (DriverOptions::Null(null), []) => self.null(null),
             (DriverOptions::Raw { part, .. }, [edge]) => {
-                Ok(Box::new(Raw::open(edge.clone(), *part)?))
+                Ok(Box::new(self.raw(name, *part, edge, options).await?))
             }
             (
                 DriverOptions::Qcow2 {
@@ -258,6 +259,37 @@ impl Blockdev {
         Ok(Box::new(Null::open(&self.handle, options)?))
     }
 
+    /// A raw node over a file or device keeps bitmaps in the state directory.
+    async fn raw(
+        &self,
+        name: &str,
+        part: RawOptions,
+        edge: &Rc<Child>,
+        options: &NodeOptions,
+    ) -> Result<Raw> {
+        let raw = Raw::open(edge.clone(), part)?;
+        let directory = self.state_directory.borrow().clone();
+        let protocol = lowest(&edge.node());
+        let (Some(directory), Some(file)) = (directory, protocol.driver_as::<File>()) else {
+            return Ok(raw);
+        };
+        let state = match StateFile::of(&self.handle, &directory, file, part).await {
+            Ok(state) => state,
+            // It can be opened without a name, by its descriptor.
+            Err(error) => {
+                tracing::warn!(node = name, %error, "no persistent bitmaps");
+                return Ok(raw);
+            }
+        };
+        raw.with_bitmaps(BesideOptions {
+            node_name: name.to_owned(),
+            shelf: Rc::new(state),
+            keeping: BitmapKeeping::default(),
+            read_only: options.read_only,
+        })
+        .await
+    }
+
     async fn qcow2(
         &self,
         name: &str,
@@ -284,6 +316,15 @@ impl Blockdev {
         check_qcow2(special, &image)?;
         Ok(Box::new(image))
     }
+}
+
+/// The node in which everything is stored at last.
+fn lowest(node: &Rc<Node>) -> Rc<Node> {
+    let mut lowest = node.clone();
+    while let Some(edge) = lowest.storage() {
+        lowest = edge.node();
+    }
+    lowest
 }
 
 /// What a format needs of its file while it is being opened.

@@ -17,6 +17,8 @@ pub enum Item {
     Object(String),
     /// `--pidfile`
     PidFile(String),
+    /// `--state-dir`
+    StateDirectory(String),
     /// `--daemonize`
     Daemonize,
 }
@@ -75,6 +77,7 @@ static SPECS: &[Spec] = &[
     spec("nbd-server", Kind::With(Item::NbdServer)),
     spec("object", Kind::With(Item::Object)),
     spec("pidfile", Kind::With(Item::PidFile)),
+    spec("state-dir", Kind::With(Item::StateDirectory)),
     Spec {
         name: "version",
         short: Some('V'),
@@ -93,6 +96,7 @@ impl Item {
             Item::NbdServer(text) => format!("--nbd-server {text}"),
             Item::Object(text) => format!("--object {text}"),
             Item::PidFile(text) => format!("--pidfile {text}"),
+            Item::StateDirectory(text) => format!("--state-dir {text}"),
             Item::Daemonize => "--daemonize".into(),
         }
     }

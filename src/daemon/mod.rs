@@ -14,6 +14,7 @@ mod signals;
 mod startup;
 
 use std::future::{Future, poll_fn};
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::task::Poll;
@@ -32,6 +33,9 @@ use crate::runtime::{Config, Handle, PollPolicy, Runtime};
 
 /// The program's name in messages.
 const NAME: &str = "liveblkd";
+
+/// Where root keeps what is not in images.
+const STATE_DIRECTORY: &str = "/var/lib/liveblk";
 
 const HELP: &str = "\
 Usage: liveblkd [options]
@@ -77,6 +81,9 @@ Serves chains of disk images and rearranges them while they are in use.
 
   --daemonize            return when everything is set up, serve in the background
   --pidfile <path>       write the process id to a file when everything is set up
+  --state-dir <path>     keep persistent bitmaps of raw images and devices there
+                         (default: $STATE_DIRECTORY, or as root
+                         /var/lib/liveblk; an empty one: nowhere)
 
 Options are carried out in the order given; each may also be JSON. The commands
 of the QMP socket are described in docs/qmp.md. LIVEBLK_LOG sets what is logged
@@ -190,6 +197,7 @@ impl Daemon {
 
     /// Carries out the options.
     async fn start(&mut self, items: &[Item]) -> Result<Started, String> {
+        self.context.set_state_directory(state_directory(items));
         for item in items {
             match self.startup.apply(item).await {
                 Ok(Outcome::Continue) => {}
@@ -224,6 +232,27 @@ impl Daemon {
             false => ExitCode::FAILURE,
         }
     }
+}
+
+/// What the command line says last, wherever it stands; else what systemd says, or where it would be.
+fn state_directory(items: &[Item]) -> Option<PathBuf> {
+    let given = items.iter().rev().find_map(|item| match item {
+        Item::StateDirectory(path) => Some(PathBuf::from(path)),
+        _ => None,
+    });
+    let by_systemd = || {
+        let all = std::env::var_os("STATE_DIRECTORY")?;
+        std::env::split_paths(&all).next()
+    };
+    let by_default = || {
+        nix::unistd::geteuid()
+            .is_root()
+            .then(|| STATE_DIRECTORY.into())
+    };
+    let directory = given.or_else(by_systemd).or_else(by_default);
+    let directory = directory.filter(|path| !path.as_os_str().is_empty())?;
+    // A daemon in the background is somewhere else.
+    Some(std::path::absolute(&directory).unwrap_or(directory))
 }
 
 enum Started {

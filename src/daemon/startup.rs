@@ -71,7 +71,8 @@ impl Startup {
             Item::Chardev(text) => return self.chardev(text, &item.place()).await,
             Item::Monitor(text) => self.monitor(text)?,
             Item::PidFile(path) => self.pid_file = Some(path.clone()),
-            Item::Daemonize => {}
+            // It was set before anything was opened.
+            Item::StateDirectory(_) | Item::Daemonize => {}
         }
         Ok(Outcome::Continue)
     }

@@ -1,4 +1,8 @@
-//! `raw`: the bytes of a file, or of a part of it, as they are.
+//! `raw`: the bytes of a file, or of a part of it, as they are. Persistent bitmaps are kept beside it (`bitmaps`).
+
+mod bitmaps;
+mod parse;
+mod stored;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
@@ -7,12 +11,16 @@ use std::rc::Rc;
 use nix::errno::Errno;
 
 use crate::block::{
-    Child, DebugEvent, Driver, Extent, ExtentKind, Forward, IoFuture, Limits, Permission,
-    Permissions, Role, Transfer, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
+    BitmapStore, Child, DebugEvent, Driver, Extent, ExtentKind, Forward, IoFuture, Limits, Node,
+    Permission, Permissions, Role, Transfer, TransferKind, TruncateOptions, WriteFlags, ZeroFlags,
 };
 use crate::buffer::Payload;
 use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
+
+use bitmaps::Beside;
+
+pub use bitmaps::BesideOptions;
 
 /// Which part of the file the node is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -54,6 +62,8 @@ impl RawOptions {
 pub struct Raw {
     file: RefCell<Rc<Child>>,
     options: Cell<RawOptions>,
+    /// Where bitmaps are kept, if they can be.
+    beside: Option<Beside>,
 }
 
 impl Raw {
@@ -71,7 +81,19 @@ impl Raw {
         Ok(Raw {
             file: RefCell::new(file),
             options: Cell::new(options),
+            beside: None,
         })
+    }
+
+    /// With the bitmaps that are kept beside the image; where it is writable they are in use from now on.
+    ///
+    /// # Errors
+    /// What is stored is damaged, or somebody else uses it.
+    pub async fn with_bitmaps(mut self, options: BesideOptions) -> Result<Raw> {
+        let beside = Beside::new(options);
+        beside.load(&self.file(), self.part_size()).await?;
+        self.beside = Some(beside);
+        Ok(self)
     }
 
     /// Which part of the file it is.
@@ -85,12 +107,60 @@ impl Raw {
     /// As [`Raw::open`]; nothing has changed.
     pub fn set_options(&self, options: RawOptions) -> Result<()> {
         options.check(self.file().node().size())?;
+        if options != self.options.get() {
+            self.check_no_bitmaps()?;
+        }
         self.options.set(options);
         Ok(())
     }
 
     fn file(&self) -> Rc<Child> {
         self.file.borrow().clone()
+    }
+
+    fn part_size(&self) -> u64 {
+        let options = self.options.get();
+        let containing = self.file.borrow().node().size();
+        options
+            .size
+            .unwrap_or(containing.saturating_sub(options.offset))
+    }
+
+    fn beside(&self) -> &Beside {
+        match &self.beside {
+            Some(beside) => beside,
+            None => unreachable!("a raw node without a place for bitmaps has none that are stored"),
+        }
+    }
+
+    /// Stored bitmaps are those of one part of one file.
+    fn check_no_bitmaps(&self) -> Result<()> {
+        let stored = self.beside.as_ref().map(Beside::persistent);
+        if stored.is_none_or(|bitmaps| bitmaps.is_empty()) {
+            return Ok(());
+        }
+        let message =
+            "Cannot show another file or another part of it: the node has persistent bitmaps";
+        Err(Error::new(ErrorKind::Unsupported, message))
+    }
+
+    async fn resize(&self, size: u64, options: TruncateOptions) -> Result<()> {
+        let (file, part, before) = (self.file(), self.options.get(), self.part_size());
+        if part.size.is_some() {
+            let message = "Cannot resize fixed-size raw disks";
+            return Err(Error::from_errno(Errno::ENOTSUP, message));
+        }
+        let Some(end) = size.checked_add(part.offset) else {
+            let message = "Disk size too large for the chosen offset";
+            return Err(Error::from_errno(Errno::EINVAL, message));
+        };
+        let Some(beside) = &self.beside else {
+            return file.truncate(end, options).await;
+        };
+        beside.prepare_resize(&file, before, size).await?;
+        let resized = file.truncate(end, options).await;
+        beside.resized(&file, self.part_size()).await;
+        resized
     }
 
     fn in_file(&self, range: ByteRange) -> ByteRange {
@@ -127,11 +197,7 @@ impl Driver for Raw {
     }
 
     fn size(&self) -> u64 {
-        let options = self.options.get();
-        let containing = self.file.borrow().node().size();
-        options
-            .size
-            .unwrap_or(containing.saturating_sub(options.offset))
+        self.part_size()
     }
 
     fn limits(&self) -> Limits {
@@ -190,21 +256,7 @@ impl Driver for Raw {
     }
 
     fn truncate(&self, size: u64, options: TruncateOptions) -> IoFuture<'_, ()> {
-        let part = self.options.get();
-        let file = self.file();
-        Box::pin(async move {
-            if part.size.is_some() {
-                let message = "Cannot resize fixed-size raw disks";
-                return Err(Error::from_errno(Errno::ENOTSUP, message));
-            }
-            let Some(size) = size.checked_add(part.offset) else {
-                return Err(Error::from_errno(
-                    Errno::EINVAL,
-                    "Disk size too large for the chosen offset",
-                ));
-            };
-            file.truncate(size, options).await
-        })
+        Box::pin(self.resize(size, options))
     }
 
     fn forward(&self, transfer: &Transfer) -> Option<Forward> {
@@ -227,13 +279,53 @@ impl Driver for Raw {
 
     fn set_file(&self, file: Rc<Child>) -> Result<()> {
         self.options.get().check(file.node().size())?;
+        if !Rc::ptr_eq(&lowest(&file.node()), &lowest(&self.file().node())) {
+            self.check_no_bitmaps()?;
+            if let Some(beside) = &self.beside {
+                beside.give_up();
+            }
+        }
         self.file.replace(file);
         Ok(())
     }
 
-    fn close(&self) -> IoFuture<'_, ()> {
-        self.flush()
+    fn set_read_only(&self, read_only: bool) -> IoFuture<'_, ()> {
+        Box::pin(async move {
+            let (file, size) = (self.file(), self.part_size());
+            match (&self.beside, read_only) {
+                (Some(beside), true) => beside.end(&file, size).await,
+                (Some(beside), false) => beside.begin(&file, size).await,
+                (None, _) => Ok(()),
+            }
+        })
     }
+
+    fn close(&self) -> IoFuture<'_, ()> {
+        Box::pin(async {
+            let file = self.file();
+            let ended = match &self.beside {
+                Some(beside) => beside.end(&file, self.part_size()).await,
+                None => Ok(()),
+            };
+            file.flush().await.and(ended)
+        })
+    }
+
+    fn bitmap_store(&self) -> Option<&dyn BitmapStore> {
+        match &self.beside {
+            Some(_) => Some(self),
+            None => None,
+        }
+    }
+}
+
+/// What the node stores everything in.
+fn lowest(node: &Rc<Node>) -> Rc<Node> {
+    let mut lowest = node.clone();
+    while let Some(edge) = lowest.storage() {
+        lowest = edge.node();
+    }
+    lowest
 }
 
 /// A protocol node says what a range is; here that is where it lies in the file.

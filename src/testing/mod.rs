@@ -16,6 +16,7 @@ mod power;
 mod random;
 mod replay;
 mod setup;
+mod simulated_shelf;
 mod source_file;
 mod volatile_store;
 mod workload;
@@ -31,6 +32,7 @@ pub use replay::{SCALE_VARIABLE, SEED_VARIABLE, for_each_seed, scale};
 pub use setup::{
     attach, attach_file, disk_of, full_access, insert, insert_with, simulate, writable,
 };
+pub use simulated_shelf::{ShelfContent, SimulatedShelf};
 pub use source_file::file_slice_of;
 pub use volatile_store::{SECTOR, VolatileStore};
 pub use workload::{Request, Workload, WorkloadOptions};

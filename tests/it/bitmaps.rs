@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use liveblk::block::{Bitmap, BitmapFlags, DirtyBitmap, Node};
+use liveblk::block::{Bitmap, BitmapFlags, Child, DirtyBitmap, Node};
 use liveblk::buffer::MemorySlice;
 use liveblk::runtime::Runtime;
 use liveblk::testing::{
@@ -57,7 +57,7 @@ impl Watched {
     }
 }
 
-async fn content(node: &Rc<Node>) -> Vec<u8> {
+pub(crate) async fn content(node: &Rc<Node>) -> Vec<u8> {
     let buffer = MemorySlice::zeroed(node.size() as usize);
     let read = node.driver().read(0, buffer.clone().into());
     read.await.expect("no fault");
@@ -104,18 +104,18 @@ fn what_has_changed_is_marked() {
 
 /// A persistent bitmap, and what the disk held when it was empty.
 #[derive(Clone)]
-struct Baseline {
-    name: &'static str,
-    content: Vec<u8>,
+pub(crate) struct Baseline {
+    pub(crate) name: &'static str,
+    pub(crate) content: Vec<u8>,
 }
 
 /// Granularities of the persistent bitmaps of a sweep.
 const PERSISTENT: [(&str, u64); 3] = [("fine", 512), ("middle", 4096), ("coarse", 65536)];
 
 /// Persistent bitmaps on the guest's node; they are in the image when this returns.
-async fn add_persistent(chain: &Chain, baselines: &RefCell<Vec<Baseline>>) {
-    let node = chain.guest.node();
-    let store = node.driver().bitmap_store().expect("qcow2 stores bitmaps");
+pub(crate) async fn add_persistent(guest: &Child, baselines: &RefCell<Vec<Baseline>>) {
+    let node = guest.node();
+    let store = node.driver().bitmap_store().expect("it stores bitmaps");
     for (name, granularity) in PERSISTENT {
         let bits = DirtyBitmap::new(node.size(), granularity);
         let flags = BitmapFlags::ENABLED | BitmapFlags::PERSISTENT;
@@ -127,17 +127,17 @@ async fn add_persistent(chain: &Chain, baselines: &RefCell<Vec<Baseline>>) {
 }
 
 /// What a guest and a backup program do to a disk with persistent bitmaps.
-async fn doings(
-    chain: Rc<Chain>,
+pub(crate) async fn doings(
+    guest: Rc<Child>,
     workload: Workload,
     baselines: Rc<RefCell<Vec<Baseline>>>,
     seed: u64,
 ) {
     let mut random = Random::new(seed ^ 0xb17);
-    let node = chain.guest.node();
-    let store = node.driver().bitmap_store().expect("qcow2 stores bitmaps");
+    let node = guest.node();
+    let store = node.driver().bitmap_store().expect("it stores bitmaps");
     workload.run(10).await;
-    add_persistent(&chain, &baselines).await;
+    add_persistent(&guest, &baselines).await;
     for _ in 0..5 {
         workload.run(5 + random.below(20)).await;
         let (name, _) = random.choose(&PERSISTENT);
@@ -197,7 +197,12 @@ fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64
     if let Some(operation) = operation {
         power.fail_after(operation);
     }
-    let run = doings(chain.clone(), workload.clone(), baselines.clone(), seed);
+    let run = doings(
+        chain.guest.clone(),
+        workload.clone(),
+        baselines.clone(),
+        seed,
+    );
     runtime.block_on(power.run(run));
     let operations = power.operations() - before;
     let left = chain.crash(&mut Random::new(seed ^ operation.unwrap_or(0) << 20));
@@ -236,7 +241,7 @@ fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64
 }
 
 /// The first sector that is not what it was, and not marked.
-fn first_unmarked(bits: &DirtyBitmap, before: &[u8], now: &[u8]) -> Option<u64> {
+pub(crate) fn first_unmarked(bits: &DirtyBitmap, before: &[u8], now: &[u8]) -> Option<u64> {
     let sectors = before.chunks(512).zip(now.chunks(512)).enumerate();
     let starts = sectors.filter(|(_, (before, now))| before != now);
     starts
@@ -301,7 +306,7 @@ fn a_clean_close_keeps_bitmaps_as_they_are() {
             let workload = Workload::new(&handle, guest, model, options, seed);
             let baselines = Rc::default();
             let chain = Rc::new(chain);
-            doings(chain.clone(), workload, baselines, seed).await;
+            doings(chain.guest.clone(), workload, baselines, seed).await;
             let node = chain.guest.node();
             let bits = |node: &Node| {
                 let mut all = node.bitmaps().all();
@@ -345,7 +350,7 @@ fn fault_at(seed: u64, nth: u64) {
         let workload = Workload::new(&handle, guest, model, options, seed);
         workload.run(10).await;
         let baselines = RefCell::default();
-        add_persistent(&chain, &baselines).await;
+        add_persistent(&chain.guest, &baselines).await;
         let kinds = [DiskOperation::Write, DiskOperation::Read];
         chain.disks[0].fail(Fault::once(&kinds, nth * 5, Errno::EIO));
         workload.run(60).await;

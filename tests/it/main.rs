@@ -57,7 +57,10 @@ mod qmp_command_line;
 mod qmp_daemon;
 mod qmp_jobs;
 mod qmp_monitor;
+mod qmp_raw_bitmaps;
 mod qmp_replay;
+#[cfg(feature = "testing")]
+mod raw_bitmaps;
 mod service;
 #[cfg(feature = "testing")]
 mod snapshot;

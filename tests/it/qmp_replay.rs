@@ -19,6 +19,8 @@ fn recorded_scenarios_are_answered_as_by_qemu() {
     let output = Command::new("python3")
         .arg(root.join("tests/replay/replay.py"))
         .arg(env!("CARGO_BIN_EXE_liveblkd"))
+        // As QEMU has none.
+        .env("STATE_DIRECTORY", "")
         .output()
         .expect("python3 starts");
     let text = String::from_utf8_lossy(&output.stdout);

@@ -29,6 +29,7 @@ mod tests;
 
 use std::cell::Cell;
 use std::future::ready;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use serde_json::{Value, json};
@@ -276,6 +277,11 @@ fn done(outcome: Outcome) -> LocalFuture<Outcome> {
 }
 
 impl Context {
+    /// Where is kept what images that are opened from now on cannot hold.
+    pub fn set_state_directory(&self, directory: Option<PathBuf>) {
+        self.blockdev.set_state_directory(directory);
+    }
+
     /// Nothing is open yet.
     pub fn new(handle: &Handle) -> Rc<Context> {
         let graph = Graph::new();
