@@ -25,6 +25,8 @@ bitflags! {
         const READ_ONLY = 8;
         /// It was stored by somebody who came to no good end: what it says is not true.
         const INCONSISTENT = 16;
+        /// It is about to be removed, and not stored any more.
+        const LEAVING = 32;
     }
 }
 
@@ -35,6 +37,8 @@ pub struct Bitmap {
     bits: RefCell<DirtyBitmap>,
     /// Records instead, while the bits are frozen.
     successor: RefCell<Option<DirtyBitmap>>,
+    /// What was dirty before a change that may be undone, or that a crash may yet undo elsewhere.
+    withheld: RefCell<Option<DirtyBitmap>>,
 }
 
 impl Bitmap {
@@ -50,6 +54,7 @@ impl Bitmap {
             flags: Cell::new(flags),
             bits: RefCell::new(bits),
             successor: RefCell::default(),
+            withheld: RefCell::default(),
         }
     }
 
@@ -98,15 +103,30 @@ impl Bitmap {
     /// What is dirty now or became so while it was frozen, of parts 64 each from word `first` on. Changes in
     /// flight are not in it.
     pub fn dirty_words(&self, first: usize, words: &mut [u64]) {
-        let add = |words: &mut [u64], bits: &DirtyBitmap| {
-            let from = bits.words().get(first..).unwrap_or_default();
-            for (word, more) in words.iter_mut().zip(from) {
-                *word |= more;
-            }
-        };
-        add(words, &self.bits.borrow());
+        add_words(&self.bits.borrow(), first, words);
         if let Some(successor) = &*self.successor.borrow() {
-            add(words, successor);
+            add_words(successor, first, words);
+        }
+    }
+
+    /// What is stored goes on saying that these are dirty, until [`Bitmap::release_withheld`].
+    pub fn withhold(&self, bits: &DirtyBitmap) {
+        let mut withheld = self.withheld.borrow_mut();
+        match &mut *withheld {
+            Some(all) => all.merge(bits),
+            None => *withheld = Some(bits.clone()),
+        }
+    }
+
+    /// What is stored may say what is dirty, and no more.
+    pub fn release_withheld(&self) {
+        *self.withheld.borrow_mut() = None;
+    }
+
+    /// What what is stored is to say besides, of parts as in [`Bitmap::dirty_words`].
+    pub fn withheld_words(&self, first: usize, words: &mut [u64]) {
+        if let Some(withheld) = &*self.withheld.borrow() {
+            add_words(withheld, first, words);
         }
     }
 
@@ -156,8 +176,10 @@ impl Bitmap {
     /// The disk has another size.
     pub(super) fn resize(&self, size: u64) {
         self.bits.borrow_mut().resize(size);
-        if let Some(successor) = &mut *self.successor.borrow_mut() {
-            successor.resize(size);
+        for other in [&self.successor, &self.withheld] {
+            if let Some(bits) = &mut *other.borrow_mut() {
+                bits.resize(size);
+            }
         }
     }
 
@@ -233,6 +255,13 @@ impl Bitmap {
             self.bits.borrow_mut().merge(&successor);
         }
         self.set_flags(BitmapFlags::BUSY, false);
+    }
+}
+
+fn add_words(bits: &DirtyBitmap, first: usize, words: &mut [u64]) {
+    let from = bits.words().get(first..).unwrap_or_default();
+    for (word, more) in words.iter_mut().zip(from) {
+        *word |= more;
     }
 }
 

@@ -1,6 +1,6 @@
 //! The dirty bitmaps of a node, and how its changes come to them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::error::Result;
@@ -14,6 +14,8 @@ pub struct Bitmaps {
     list: RefCell<Vec<Rc<Bitmap>>>,
     /// While some are stored as they change.
     kept: RefCell<Option<KeptRegions>>,
+    /// What is stored does not follow yet.
+    unstored: Cell<bool>,
 }
 
 impl Bitmaps {
@@ -43,6 +45,16 @@ impl Bitmaps {
     pub fn remove(&self, bitmap: &Rc<Bitmap>) {
         let mut list = self.list.borrow_mut();
         list.retain(|other| !Rc::ptr_eq(other, bitmap));
+    }
+
+    /// What is stored has to follow a change, or needs not any more.
+    pub fn set_unstored(&self, unstored: bool) {
+        self.unstored.set(unstored);
+    }
+
+    /// What is stored has to follow; whoever asks sees to it.
+    pub fn take_unstored(&self) -> bool {
+        self.unstored.take()
     }
 
     /// The node's size is this.

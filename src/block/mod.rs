@@ -58,4 +58,4 @@ pub use permission::{Permission, Permissions};
 pub use range_lock::{LockMode, RangeGuard, RangeLock};
 pub use shelf::Shelf;
 pub use status::{ChainStatus, Extent, ExtentKind, status_above};
-pub use transaction::Action;
+pub use transaction::{Action, Stage};

@@ -16,6 +16,16 @@ pub trait Action {
     /// The change was not made, or not wholly: [`Action::undo`] is not called.
     fn make<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()>;
 
+    /// All changes have been made: what is stored follows this one, as far as belongs to the stage. Is called
+    /// for the gains once more after everything was taken back: what is stored is then to be as before.
+    ///
+    /// # Errors
+    /// What is stored is as it was, or has more than it must.
+    fn store<'a>(&'a self, drained: &'a DrainedSection, stage: Stage) -> IoFuture<'a, ()> {
+        let _ = (drained, stage);
+        Box::pin(async { Ok(()) })
+    }
+
     /// Takes the change back after it was made. Those after it in the transaction have been taken back.
     ///
     /// # Errors
@@ -30,9 +40,22 @@ pub trait Action {
     fn settle(&self, made: bool) -> IoFuture<'_, ()>;
 }
 
+/// What is stored follows changes in this order, each stage of all actions before the next, so that a crash
+/// never finds what one has given up without what another has kept of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// What is new is stored, beside all that was there.
+    Gains,
+    /// What nobody needs any more goes.
+    Losses,
+    /// What is not written from now on is closed for writing.
+    Closing,
+}
+
 impl Graph {
     /// Makes all changes in one drained section, in their order: a moment that is the same for all the
-    /// nodes they concern. If one fails, those before it are taken back in the same section.
+    /// nodes they concern. If one fails, or what is stored cannot follow them, all are taken back in the same
+    /// section.
     ///
     /// # Errors
     /// That of the first action that failed, and nothing has changed; or that of an action that
@@ -55,16 +78,41 @@ impl Graph {
         let drained = self.drain(&nodes).await?;
         for (index, action) in actions.iter().enumerate() {
             if let Err(error) = action.make(&drained).await {
-                for before in actions[..index].iter().rev() {
-                    if let Err(error) = before.undo(&drained).await {
-                        tracing::error!(%error, "a change stays that was to be undone");
-                    }
-                }
+                undo_all(&actions[..index], &drained).await;
                 return Err(error);
             }
         }
+        if let Err(error) = store_all(actions, &drained).await {
+            undo_all(actions, &drained).await;
+            // What has given something away has it again before what has got it loses it.
+            for action in actions.iter().rev() {
+                log_stays(action.store(&drained, Stage::Gains).await);
+            }
+            return Err(error);
+        }
         Ok(())
     }
+}
+
+async fn undo_all(actions: &[Box<dyn Action>], drained: &DrainedSection) {
+    for action in actions.iter().rev() {
+        log_stays(action.undo(drained).await);
+    }
+}
+
+fn log_stays(undone: Result<()>) {
+    if let Err(error) = undone {
+        tracing::error!(%error, "a change stays that was to be undone");
+    }
+}
+
+async fn store_all(actions: &[Box<dyn Action>], drained: &DrainedSection) -> Result<()> {
+    for stage in [Stage::Gains, Stage::Losses, Stage::Closing] {
+        for action in actions {
+            action.store(drained, stage).await?;
+        }
+    }
+    Ok(())
 }
 
 async fn settle_all(actions: &[Box<dyn Action>], made: bool) -> Result<()> {

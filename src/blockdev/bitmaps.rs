@@ -1,4 +1,4 @@
-//! Dirty bitmaps for users: adding, removing and changing them by name.
+//! Dirty bitmaps by name: making and finding them.
 
 use std::rc::Rc;
 
@@ -34,11 +34,11 @@ pub struct NewBitmap {
 }
 
 impl Blockdev {
-    /// `block-dirty-bitmap-add`.
+    /// A new bitmap of a node, in memory.
     ///
     /// # Errors
     /// In QEMU's words.
-    pub async fn add_bitmap(&self, new: NewBitmap) -> Result<Rc<Bitmap>> {
+    pub(super) fn make_bitmap(&self, new: &NewBitmap) -> Result<(Rc<Node>, Rc<Bitmap>)> {
         let node = names::find_either(&self.graph, &new.node)?;
         if new.name.is_empty() {
             return Err(invalid("Bitmap name cannot be empty"));
@@ -53,92 +53,9 @@ impl Blockdev {
         let mut flags = BitmapFlags::empty();
         flags.set(BitmapFlags::ENABLED, !new.disabled);
         flags.set(BitmapFlags::PERSISTENT, new.persistent);
-        let bitmap = Rc::new(Bitmap::new(new.name, flags, bits));
-        if !new.persistent {
-            node.bitmaps().add(bitmap.clone());
-            return Ok(bitmap);
-        }
-        // No write is in flight that what is stored knows nothing of.
-        let _drained = self.graph.drain(std::slice::from_ref(&node)).await?;
+        let bitmap = Rc::new(Bitmap::new(new.name.clone(), flags, bits));
         node.bitmaps().add(bitmap.clone());
-        if let Err(error) = store(&node).await {
-            node.bitmaps().remove(&bitmap);
-            return Err(error);
-        }
-        Ok(bitmap)
-    }
-
-    /// `block-dirty-bitmap-remove`.
-    ///
-    /// # Errors
-    /// In QEMU's words.
-    pub async fn remove_bitmap(&self, node: &str, name: &str) -> Result<()> {
-        let (node, bitmap) = self.find_bitmap(node, name)?;
-        bitmap.check_not(BitmapFlags::BUSY | BitmapFlags::READ_ONLY)?;
-        node.bitmaps().remove(&bitmap);
-        if let Err(error) = store_if_persistent(&node, &bitmap).await {
-            node.bitmaps().add(bitmap);
-            return Err(error);
-        }
-        Ok(())
-    }
-
-    /// `block-dirty-bitmap-clear`. Answers what was dirty, for an undo.
-    ///
-    /// # Errors
-    /// In QEMU's words.
-    pub fn clear_bitmap(&self, node: &str, name: &str) -> Result<(Rc<Bitmap>, DirtyBitmap)> {
-        let (_, bitmap) = self.find_bitmap(node, name)?;
-        let before = bitmap.clear()?;
-        Ok((bitmap, before))
-    }
-
-    /// `block-dirty-bitmap-enable` and `-disable`. Answers whether it recorded before, for an undo.
-    ///
-    /// # Errors
-    /// In QEMU's words.
-    pub async fn enable_bitmap(
-        &self,
-        node: &str,
-        name: &str,
-        enable: bool,
-    ) -> Result<(Rc<Bitmap>, bool)> {
-        let (node, bitmap) = self.find_bitmap(node, name)?;
-        bitmap.check_not(BitmapFlags::BUSY | BitmapFlags::INCONSISTENT)?;
-        let before = bitmap.is(BitmapFlags::ENABLED);
-        bitmap.set_flags(BitmapFlags::ENABLED, enable);
-        if before != enable
-            && let Err(error) = store_if_persistent(&node, &bitmap).await
-        {
-            bitmap.set_flags(BitmapFlags::ENABLED, before);
-            return Err(error);
-        }
-        Ok((bitmap, before))
-    }
-
-    /// `block-dirty-bitmap-merge`: `sources` are names, of the target's node where none is given.
-    /// Answers what was dirty in the target, for an undo.
-    ///
-    /// # Errors
-    /// In QEMU's words; nothing has changed.
-    pub async fn merge_bitmaps(
-        &self,
-        node: &str,
-        target: &str,
-        sources: &[(Option<&str>, &str)],
-    ) -> Result<(Rc<Bitmap>, DirtyBitmap)> {
-        let (owner, target) = self.find_bitmap(node, target)?;
-        let find = |(other, name): &(Option<&str>, &str)| {
-            let (_, bitmap) = self.find_bitmap(other.unwrap_or(node), name)?;
-            Ok(bitmap)
-        };
-        let sources: Vec<Rc<Bitmap>> = sources.iter().map(find).collect::<Result<_>>()?;
-        let before = target.merge(&sources)?;
-        if let Err(error) = store_if_persistent(&owner, &target).await {
-            target.replace_bits(before);
-            return Err(error);
-        }
-        Ok((target, before))
+        Ok((node, bitmap))
     }
 
     /// `x-debug-block-dirty-bitmap-sha256`: the digest of the bits, in hexadecimal.
@@ -192,21 +109,6 @@ fn cluster_size(node: &Rc<Node>) -> Option<u64> {
     let image = node.without_filters();
     let qcow2 = image.driver_as::<Qcow2>()?;
     Some(qcow2.info().cluster_size)
-}
-
-/// What is stored of the node's bitmaps follows them; durable when answered.
-async fn store(node: &Rc<Node>) -> Result<()> {
-    match node.driver().bitmap_store() {
-        Some(store) => store.update().await,
-        None => Ok(()),
-    }
-}
-
-async fn store_if_persistent(node: &Rc<Node>, bitmap: &Bitmap) -> Result<()> {
-    match bitmap.is(BitmapFlags::PERSISTENT) {
-        true => store(node).await,
-        false => Ok(()),
-    }
 }
 
 fn check_persistent(node: &Rc<Node>, name: &str, granularity: u64) -> Result<()> {

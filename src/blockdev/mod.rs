@@ -15,6 +15,7 @@
 
 mod access;
 mod backing_name;
+mod bitmap_change;
 mod bitmaps;
 mod blkdebug_description;
 mod chain;
@@ -50,6 +51,7 @@ use crate::runtime::Handle;
 
 use effective::Source;
 
+pub use bitmap_change::{BitmapAction, BitmapChange, BitmapName};
 pub use bitmaps::NewBitmap;
 pub use chain::{chain_contains, find_in_chain};
 pub use description::{

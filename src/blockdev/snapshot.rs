@@ -9,7 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::block::{
-    Action, Child, DrainedSection, IoFuture, Node, NodeOptions, Permission, Permissions,
+    Action, Child, DrainedSection, IoFuture, Node, NodeOptions, Permission, Permissions, Stage,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::file::{Created, FileKind};
@@ -270,33 +270,31 @@ impl Snapshot {
         let graph = &self.blockdev.graph;
         let mut users = old.parents();
         users.retain(|edge| edge.follows());
-        let was_writable = !old.options().read_only;
-        if was_writable {
+        if !old.options().read_only {
             old.driver()
                 .flush()
                 .await
                 .map_err(|error| error.context(format!("Write to node '{}' failed", old.name())))?;
         }
         graph.set_backing(drained, overlay, Some(old))?;
-        let moved = match graph.redirect(drained, &users, overlay) {
-            Ok(()) => self.blockdev.make_read_only(old).await,
-            Err(error) => Err(error),
-        };
+        let moved = graph.redirect(drained, &users, overlay);
         *self.moved.borrow_mut() = users;
-        match moved {
-            Ok(()) => {
-                self.closed.set(was_writable);
-                Ok(())
-            }
-            Err(error) => Err(match self.take_back(drained) {
-                Ok(()) => error,
-                Err(_) => error.context(format!("The overlay '{}' stays on top", overlay.name())),
-            }),
-        }
+        moved.map_err(|error| match self.take_back(drained) {
+            Ok(()) => error,
+            Err(_) => error.context(format!("The overlay '{}' stays on top", overlay.name())),
+        })
+    }
+
+    /// Nobody writes the old node any more.
+    async fn close_old(&self) -> Result<()> {
+        let was_writable = !self.old.options().read_only;
+        self.blockdev.make_read_only(&self.old).await?;
+        self.closed.set(was_writable);
+        Ok(())
     }
 
     async fn uninstall(&self, drained: &DrainedSection) -> Result<()> {
-        if self.closed.get() {
+        if self.closed.take() {
             self.blockdev.make_writable(&self.old).await?;
         }
         self.take_back(drained)
@@ -340,6 +338,14 @@ impl Action for Snapshot {
 
     fn make<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()> {
         Box::pin(self.install(drained))
+    }
+
+    fn store<'a>(&'a self, _drained: &'a DrainedSection, stage: Stage) -> IoFuture<'a, ()> {
+        match stage {
+            // The last thing: until then other actions may change what is stored in it.
+            Stage::Closing => Box::pin(self.close_old()),
+            Stage::Gains | Stage::Losses => Box::pin(async { Ok(()) }),
+        }
     }
 
     fn undo<'a>(&'a self, drained: &'a DrainedSection) -> IoFuture<'a, ()> {

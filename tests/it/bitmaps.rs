@@ -170,7 +170,7 @@ pub(crate) async fn doings(
 }
 
 /// An image that can store bitmaps, and the size of its disk.
-fn image_for_bitmaps(seed: u64) -> (Geometry, u64) {
+pub(crate) fn image_for_bitmaps(seed: u64) -> (Geometry, u64) {
     let mut random = Random::new(seed);
     let mut geometry = Geometry::draw(&mut random);
     geometry.version = 3;

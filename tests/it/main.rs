@@ -4,6 +4,10 @@
 #![allow(clippy::unwrap_used)]
 
 #[cfg(feature = "testing")]
+mod bitmap_actions;
+#[cfg(feature = "testing")]
+mod bitmap_rotation;
+#[cfg(feature = "testing")]
 mod bitmaps;
 mod blockdev;
 #[cfg(feature = "testing")]
@@ -69,3 +73,4 @@ mod style;
 #[cfg(feature = "testing")]
 mod sweeps;
 mod transaction;
+mod transaction_length;

@@ -9,8 +9,8 @@ use tempfile::TempDir;
 
 use crate::qmp_daemon::{Client, poll};
 
-const LIVEBLKD: &str = env!("CARGO_BIN_EXE_liveblkd");
-const QEMU: &str = "qemu-storage-daemon";
+pub(crate) const LIVEBLKD: &str = env!("CARGO_BIN_EXE_liveblkd");
+pub(crate) const QEMU: &str = "qemu-storage-daemon";
 
 /// One of the daemons, with the image open as node `a` and exported over NBD; killed when dropped.
 pub(crate) struct Peer {
@@ -19,7 +19,7 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    fn start(program: &str, directory: &Path) -> Peer {
+    pub(crate) fn start(program: &str, directory: &Path) -> Peer {
         Peer::start_with(program, directory, "qcow2", &[])
     }
 
@@ -129,7 +129,7 @@ pub(crate) fn guest(directory: &Path, command: &str) {
     assert!(output.status.success(), "{command}: {output:?}");
 }
 
-fn workshop(options: &str) -> Option<TempDir> {
+pub(crate) fn workshop(options: &str) -> Option<TempDir> {
     if Command::new(QEMU).arg("--version").output().is_err() {
         eprintln!("SKIPPED: {QEMU} is not installed, whose bitmaps are looked at");
         return None;

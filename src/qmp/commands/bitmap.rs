@@ -3,73 +3,67 @@
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
-use crate::blockdev::NewBitmap;
+use crate::blockdev::{BitmapChange, BitmapName, NewBitmap};
 use crate::qmp::schema::Args;
 
-/// `block-dirty-bitmap-add`.
-pub(super) async fn add(context: &Context, args: Args<'_>) -> Outcome {
-    let new = NewBitmap {
-        node: args.required_str("node").into(),
-        name: args.required_str("name").into(),
-        granularity: args.u32("granularity"),
-        persistent: args.bool("persistent").unwrap_or(false),
-        disabled: args.bool("disabled").unwrap_or(false),
-    };
-    context.blockdev.add_bitmap(new).await?;
+/// `block-dirty-bitmap-` and `what`: `add`, `remove`, `clear`, `enable`, `disable`, `merge`.
+pub(super) async fn run(context: &Context, what: &str, args: Args<'_>) -> Outcome {
+    context.blockdev.change_bitmap(change(what, args)).await?;
     Ok(json!({}))
 }
 
-/// `block-dirty-bitmap-remove`.
-pub(super) async fn remove(context: &Context, args: Args<'_>) -> Outcome {
-    let (node, name) = named(args);
-    context.blockdev.remove_bitmap(node, name).await?;
-    Ok(json!({}))
+/// The same as an action of a transaction.
+pub(super) fn change(what: &str, args: Args<'_>) -> BitmapChange {
+    match what {
+        "add" => BitmapChange::Add(NewBitmap {
+            node: args.required_str("node").into(),
+            name: args.required_str("name").into(),
+            granularity: args.u32("granularity"),
+            persistent: args.bool("persistent").unwrap_or(false),
+            disabled: args.bool("disabled").unwrap_or(false),
+        }),
+        "remove" => BitmapChange::Remove(named(args)),
+        "clear" => BitmapChange::Clear(named(args)),
+        "enable" => BitmapChange::Enable(named(args), true),
+        "disable" => BitmapChange::Enable(named(args), false),
+        "merge" => merge(args),
+        other => unreachable!("the schema has 'block-dirty-bitmap-{other}' without code"),
+    }
 }
 
-/// `block-dirty-bitmap-clear`.
-pub(super) fn clear(context: &Context, args: Args<'_>) -> Outcome {
-    let (node, name) = named(args);
-    context.blockdev.clear_bitmap(node, name)?;
-    Ok(json!({}))
-}
-
-/// `block-dirty-bitmap-enable` and `-disable`.
-pub(super) async fn enable(context: &Context, args: Args<'_>, enable: bool) -> Outcome {
-    let (node, name) = named(args);
-    context.blockdev.enable_bitmap(node, name, enable).await?;
-    Ok(json!({}))
-}
-
-/// `block-dirty-bitmap-merge`.
-pub(super) async fn merge(context: &Context, args: Args<'_>) -> Outcome {
-    let (node, target) = (args.required_str("node"), args.required_str("target"));
+fn merge(args: Args<'_>) -> BitmapChange {
+    let node = args.required_str("node");
     let sources = args.array("bitmaps").unwrap_or_default();
-    let sources: Vec<(Option<&str>, &str)> = sources.iter().map(source).collect();
-    context
-        .blockdev
-        .merge_bitmaps(node, target, &sources)
-        .await?;
-    Ok(json!({}))
+    BitmapChange::Merge {
+        target: BitmapName {
+            node: node.into(),
+            name: args.required_str("target").into(),
+        },
+        sources: sources.iter().map(|value| source(node, value)).collect(),
+    }
 }
 
 /// `x-debug-block-dirty-bitmap-sha256`.
 pub(super) fn sha256(context: &Context, args: Args<'_>) -> Outcome {
-    let (node, name) = named(args);
+    let (node, name) = (args.required_str("node"), args.required_str("name"));
     let digest = context.blockdev.bitmap_sha256(node, name)?;
     Ok(json!({"sha256": digest}))
 }
 
-fn named(args: Args<'_>) -> (&str, &str) {
-    (args.required_str("node"), args.required_str("name"))
+fn named(args: Args<'_>) -> BitmapName {
+    BitmapName {
+        node: args.required_str("node").into(),
+        name: args.required_str("name").into(),
+    }
 }
 
-/// The node, where one is given, and the name.
-fn source(value: &Value) -> (Option<&str>, &str) {
+/// Of the target's node, where only a name is given.
+fn source(node: &str, value: &Value) -> BitmapName {
     match value {
-        Value::String(name) => (None, name),
-        other => {
-            let (node, name) = named(Args::new(other));
-            (Some(node), name)
-        }
+        Value::String(name) => BitmapName {
+            node: node.into(),
+            name: name.clone(),
+        },
+        other => named(Args::new(other)),
     }
 }

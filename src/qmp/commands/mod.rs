@@ -136,22 +136,22 @@ static HANDLERS: &[(&str, Handler)] = &[
         Box::pin(async move { snapshot::change_backing_file(&context, Args::new(&args)).await })
     }),
     ("block-dirty-bitmap-add", |context, args| {
-        Box::pin(async move { bitmap::add(&context, Args::new(&args)).await })
+        Box::pin(async move { bitmap::run(&context, "add", Args::new(&args)).await })
     }),
     ("block-dirty-bitmap-remove", |context, args| {
-        Box::pin(async move { bitmap::remove(&context, Args::new(&args)).await })
+        Box::pin(async move { bitmap::run(&context, "remove", Args::new(&args)).await })
     }),
     ("block-dirty-bitmap-clear", |context, args| {
-        done(bitmap::clear(&context, Args::new(&args)))
+        Box::pin(async move { bitmap::run(&context, "clear", Args::new(&args)).await })
     }),
     ("block-dirty-bitmap-enable", |context, args| {
-        Box::pin(async move { bitmap::enable(&context, Args::new(&args), true).await })
+        Box::pin(async move { bitmap::run(&context, "enable", Args::new(&args)).await })
     }),
     ("block-dirty-bitmap-disable", |context, args| {
-        Box::pin(async move { bitmap::enable(&context, Args::new(&args), false).await })
+        Box::pin(async move { bitmap::run(&context, "disable", Args::new(&args)).await })
     }),
     ("block-dirty-bitmap-merge", |context, args| {
-        Box::pin(async move { bitmap::merge(&context, Args::new(&args)).await })
+        Box::pin(async move { bitmap::run(&context, "merge", Args::new(&args)).await })
     }),
     ("x-debug-block-dirty-bitmap-sha256", |context, args| {
         done(bitmap::sha256(&context, Args::new(&args)))

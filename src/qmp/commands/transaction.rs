@@ -5,7 +5,7 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::backup::Company;
-use super::{Context, Outcome, backup, snapshot};
+use super::{Context, Outcome, backup, bitmap, snapshot};
 use crate::block::{Action, DrainedSection, IoFuture, Node};
 use crate::error::{Error, ErrorKind};
 use crate::job::JobGroup;
@@ -69,6 +69,10 @@ async fn prepare(
         unreachable!("the schema makes 'data' mandatory");
     };
     let blockdev = &context.blockdev;
+    if let Some(what) = kind.strip_prefix("block-dirty-bitmap-") {
+        let change = bitmap::change(what, data);
+        return Ok(Box::new(blockdev.prepare_bitmap(change)));
+    }
     Ok(match kind {
         "abort" => Box::new(Abort),
         "blockdev-backup" => Box::new(backup::prepare(context, data, company).await?),

@@ -19,7 +19,7 @@ pub(super) static COMMANDS: &[Command] = &[
     },
 ];
 
-static ADD: Object = Object::new(
+pub(super) static ADD: Object = Object::new(
     "BlockDirtyBitmapAdd",
     &[
         req("node", STR),
@@ -30,9 +30,10 @@ static ADD: Object = Object::new(
     ],
 );
 
-static BITMAP: Object = Object::new("BlockDirtyBitmap", &[req("node", STR), req("name", STR)]);
+pub(super) static BITMAP: Object =
+    Object::new("BlockDirtyBitmap", &[req("node", STR), req("name", STR)]);
 
-static MERGE: Object = Object::new(
+pub(super) static MERGE: Object = Object::new(
     "BlockDirtyBitmapMerge",
     &[
         req("node", STR),

@@ -1,7 +1,9 @@
 //! Several changes at one moment.
 
 use super::{
-    Command, EMPTY, EMPTY_RESULT, Enum, Object, Type, Variants, cmd,
+    Command, EMPTY, EMPTY_RESULT, Enum, Object, Type, Variants,
+    bitmap::{ADD, BITMAP, MERGE},
+    cmd,
     job::{BACKUP, DRIVE_BACKUP},
     opt, req,
     snapshot::{SNAPSHOT, SNAPSHOT_SYNC},
@@ -25,6 +27,12 @@ static ACTION: Object = Object {
         tag: "type",
         branches: &[
             ("abort", &ABORT),
+            ("block-dirty-bitmap-add", &ADD_BITMAP),
+            ("block-dirty-bitmap-clear", &NAMED_BITMAP),
+            ("block-dirty-bitmap-disable", &NAMED_BITMAP),
+            ("block-dirty-bitmap-enable", &NAMED_BITMAP),
+            ("block-dirty-bitmap-merge", &MERGE_BITMAPS),
+            ("block-dirty-bitmap-remove", &NAMED_BITMAP),
             ("blockdev-backup", &COPY),
             ("blockdev-snapshot", &ATTACH),
             ("blockdev-snapshot-sync", &CREATE),
@@ -37,6 +45,12 @@ static KIND: Enum = Enum {
     name: "TransactionActionKind",
     values: &[
         "abort",
+        "block-dirty-bitmap-add",
+        "block-dirty-bitmap-clear",
+        "block-dirty-bitmap-disable",
+        "block-dirty-bitmap-enable",
+        "block-dirty-bitmap-merge",
+        "block-dirty-bitmap-remove",
         "blockdev-backup",
         "blockdev-snapshot",
         "blockdev-snapshot-sync",
@@ -45,6 +59,18 @@ static KIND: Enum = Enum {
 };
 
 static ABORT: Object = Object::new("AbortWrapper", &[req("data", Type::Object(&EMPTY))]);
+static ADD_BITMAP: Object = Object::new(
+    "BlockDirtyBitmapAddWrapper",
+    &[req("data", Type::Object(&ADD))],
+);
+static NAMED_BITMAP: Object = Object::new(
+    "BlockDirtyBitmapWrapper",
+    &[req("data", Type::Object(&BITMAP))],
+);
+static MERGE_BITMAPS: Object = Object::new(
+    "BlockDirtyBitmapMergeWrapper",
+    &[req("data", Type::Object(&MERGE))],
+);
 static ATTACH: Object = Object::new("SnapshotWrapper", &[req("data", Type::Object(&SNAPSHOT))]);
 static CREATE: Object = Object::new(
     "SnapshotSyncWrapper",

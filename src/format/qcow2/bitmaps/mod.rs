@@ -250,7 +250,7 @@ impl Qcow2 {
     /// came.
     fn persistent_bitmaps(&self) -> Vec<Rc<Bitmap>> {
         let mut all = self.bitmaps.bitmaps.all();
-        all.retain(|bitmap| bitmap.is(BitmapFlags::PERSISTENT));
+        all.retain(|bitmap| bitmap.is(BitmapFlags::PERSISTENT) && !bitmap.is(BitmapFlags::LEAVING));
         all
     }
 }

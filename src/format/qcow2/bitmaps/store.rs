@@ -211,8 +211,8 @@ impl Qcow2 {
         Ok(())
     }
 
-    /// A cluster of bits: what is dirty, and with `marks` what may become so unnoticed, which are the marked
-    /// regions and those of `more`.
+    /// A cluster of bits: what is dirty, and with `marks` what is withheld from a change that may be undone and
+    /// what may become dirty unnoticed, which are the marked regions and those of `more`.
     pub(super) fn bits_for_disk(
         &self,
         bitmap: &Bitmap,
@@ -224,6 +224,9 @@ impl Qcow2 {
         let coverage = self.bitmap_coverage(granularity);
         let mut words = vec![0; (self.geometry.cluster_size() / 8) as usize];
         bitmap.dirty_words(number * words.len(), &mut words);
+        if marks {
+            bitmap.withheld_words(number * words.len(), &mut words);
+        }
         if marks && bitmap.is(BitmapFlags::ENABLED) {
             let start = (number as u64).saturating_mul(coverage);
             let end = start.saturating_add(coverage).min(self.size.get());
