@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use super::bitmap_args::BitmapCommand;
 use super::format::Format;
 use super::job_args::{
     CommitArguments, JobCommand, JobsArguments, MirrorArguments, StreamArguments,
@@ -28,6 +29,8 @@ pub(super) struct Arguments {
 pub(super) enum Command {
     Serve(ServeArguments),
     Snapshot(SnapshotArguments),
+    #[command(subcommand)]
+    Bitmap(BitmapCommand),
     Chain(ChainArguments),
     Stream(StreamArguments),
     Commit(CommitArguments),

@@ -11,6 +11,8 @@
 //!   130: no longer waiting for a job, which goes on.
 
 mod args;
+mod bitmap;
+mod bitmap_args;
 mod block_graph;
 mod chain;
 mod chain_job;
@@ -70,6 +72,7 @@ fn execute(command: Command) -> ExitCode {
     match command {
         Command::Serve(arguments) => serve::run(&arguments).unwrap_or_else(|error| fail(&error)),
         Command::Snapshot(arguments) => finish(snapshot::run(&arguments)),
+        Command::Bitmap(command) => finish(bitmap::run(&command)),
         Command::Chain(arguments) => finish(chain::run(&arguments)),
         Command::Stream(arguments) => finish(chain_job::stream(&arguments)),
         Command::Commit(arguments) => finish(chain_job::commit(&arguments)),
