@@ -4,10 +4,10 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use liveblk::block::{Action, Bitmap, BitmapFlags, DirtyBitmap, Node};
+use liveblk::block::{Action, Bitmap, BitmapFlags, Child, DirtyBitmap, Graph, Node};
 use liveblk::blockdev::{BitmapChange, BitmapName, Blockdev, NewBitmap};
 use liveblk::error::Result as BlockResult;
-use liveblk::runtime::Runtime;
+use liveblk::runtime::{Handle, Runtime};
 use liveblk::testing::{
     DiskOperation, DiskOptions, Fault, Model, Power, Random, Workload, WorkloadOptions,
     for_each_seed, simulate,
@@ -17,22 +17,19 @@ use nix::errno::Errno;
 use super::bitmaps::{content, first_unmarked, image_for_bitmaps};
 use super::chain::Chain;
 
-/// The node with the bitmaps.
-const NODE: &str = "layer0";
-
 /// A disk with a bitmap that records, one that collects what that has recorded, and one that comes anew with
 /// each rotation, instead of the last.
 #[derive(Clone)]
-struct Rotation {
-    chain: Rc<Chain>,
-    workload: Workload,
+pub(crate) struct Rotation {
+    guest: Rc<Child>,
+    pub(crate) workload: Workload,
     blockdev: Blockdev,
-    told: Rc<RefCell<Told>>,
+    pub(crate) told: Rc<RefCell<Told>>,
 }
 
 /// What the bitmaps must know of.
 #[derive(Clone, Default)]
-struct Told {
+pub(crate) struct Told {
     /// The disk when recording began.
     first: Vec<u8>,
     /// The disk at each rotation.
@@ -41,45 +38,55 @@ struct Told {
     answered: usize,
 }
 
-fn named(name: &str) -> BitmapName {
-    BitmapName {
-        node: NODE.into(),
-        name: name.into(),
-    }
-}
-
-fn added(name: &str, granularity: u32, disabled: bool) -> BitmapChange {
-    BitmapChange::Add(NewBitmap {
-        node: NODE.into(),
-        name: name.into(),
-        granularity: Some(granularity),
-        persistent: true,
-        disabled,
-    })
-}
-
 impl Rotation {
-    fn new(chain: Rc<Chain>, workload: Workload) -> Rotation {
+    /// On the guest's node.
+    pub(crate) fn new(
+        handle: &Handle,
+        graph: &Graph,
+        guest: &Rc<Child>,
+        workload: Workload,
+    ) -> Rotation {
         Rotation {
-            blockdev: Blockdev::new(&chain.handle, &chain.graph),
+            blockdev: Blockdev::new(handle, graph),
             told: Rc::default(),
-            chain,
+            guest: guest.clone(),
             workload,
         }
     }
 
-    fn node(&self) -> Rc<Node> {
-        self.chain.guest.node()
+    fn of(chain: &Chain, workload: Workload) -> Rotation {
+        Rotation::new(&chain.handle, &chain.graph, &chain.guest, workload)
     }
 
-    async fn begin(&self) {
+    fn node(&self) -> Rc<Node> {
+        self.guest.node()
+    }
+
+    fn named(&self, name: &str) -> BitmapName {
+        BitmapName {
+            node: self.node().name().to_owned(),
+            name: name.into(),
+        }
+    }
+
+    fn added(&self, name: &str, granularity: u32, disabled: bool) -> BitmapChange {
+        BitmapChange::Add(NewBitmap {
+            node: self.node().name().to_owned(),
+            name: name.into(),
+            granularity: Some(granularity),
+            persistent: true,
+            disabled,
+        })
+    }
+
+    pub(crate) async fn begin(&self) {
         self.workload.run(15).await;
         self.told.borrow_mut().first = content(&self.node()).await;
         self.told.borrow_mut().rotations = vec![content(&self.node()).await];
         for change in [
-            added("archive", 512, true),
-            added("current", 4096, false),
-            added("extra0", 65536, false),
+            self.added("archive", 512, true),
+            self.added("current", 4096, false),
+            self.added("extra0", 65536, false),
         ] {
             self.blockdev.change_bitmap(change).await.expect("no fault");
         }
@@ -97,24 +104,24 @@ impl Rotation {
             number
         };
         let changes = [
-            added(&format!("extra{number}"), 65536, false),
+            self.added(&format!("extra{number}"), 65536, false),
             BitmapChange::Merge {
-                target: named("archive"),
-                sources: vec![named("current")],
+                target: self.named("archive"),
+                sources: vec![self.named("current")],
             },
-            BitmapChange::Clear(named("current")),
-            BitmapChange::Remove(named(&format!("extra{}", number - 1))),
+            BitmapChange::Clear(self.named("current")),
+            BitmapChange::Remove(self.named(&format!("extra{}", number - 1))),
         ];
         let actions: Vec<Box<dyn Action>> = changes
             .into_iter()
             .map(|change| Box::new(self.blockdev.prepare_bitmap(change)) as Box<dyn Action>)
             .collect();
-        self.chain.graph.transact(&actions).await?;
+        self.blockdev.graph().transact(&actions).await?;
         self.told.borrow_mut().answered = number + 1;
         Ok(())
     }
 
-    async fn live(&self) {
+    pub(crate) async fn live(&self) {
         for _ in 0..3 {
             self.workload.run(15).await;
             self.rotate().await.expect("no fault");
@@ -133,7 +140,7 @@ fn bits_of(node: &Node, name: &str) -> Result<DirtyBitmap, String> {
 
 impl Told {
     /// What the bitmaps say covers all that has changed; answers how many bytes they leave out.
-    fn check(&self, node: &Node, now: &[u8]) -> Result<u64, String> {
+    pub(crate) fn check(&self, node: &Node, now: &[u8]) -> Result<u64, String> {
         let mut all = bits_of(node, "archive")?;
         all.merge(&bits_of(node, "current")?);
         if let Some(offset) = first_unmarked(&all, &self.first, now) {
@@ -163,14 +170,14 @@ fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64
     let runtime = Runtime::simulated(seed).expect("a simulated runtime");
     let handle = runtime.handle();
     let power = Power::new();
-    let rotation = runtime.block_on(async {
+    let (chain, rotation) = runtime.block_on(async {
         let chain = Chain::create(&handle, &power, &geometry, disk, size, seed).await;
         let (guest, model) = (chain.guest.clone(), Model::zeroed(size));
         let options = WorkloadOptions::default();
         let workload = Workload::new(&handle, guest, model, options, seed);
-        let rotation = Rotation::new(Rc::new(chain), workload);
+        let rotation = Rotation::of(&chain, workload);
         rotation.begin().await;
-        rotation
+        (chain, rotation)
     });
     let begun = power.operations();
     if let Some(operation) = operation {
@@ -178,9 +185,7 @@ fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64
     }
     runtime.block_on(power.run(rotation.live()));
     let operations = power.operations() - begun;
-    let left = rotation
-        .chain
-        .crash(&mut Random::new(seed ^ operation.unwrap_or(0) << 20));
+    let left = chain.crash(&mut Random::new(seed ^ operation.unwrap_or(0) << 20));
     let told = rotation.told.borrow().clone();
     simulate(seed, async |handle| {
         let sound = DiskOptions {
@@ -261,20 +266,20 @@ fn fault_at(seed: u64, nth: u64) -> bool {
         let (guest, model) = (chain.guest.clone(), Model::zeroed(size));
         let options = WorkloadOptions::default();
         let workload = Workload::new(&handle, guest, model, options, seed);
-        let rotation = Rotation::new(Rc::new(chain), workload);
+        let rotation = Rotation::of(&chain, workload);
         rotation.begin().await;
         rotation.workload.run(15).await;
         let before = states(&rotation.node());
         let kinds = [DiskOperation::Write, DiskOperation::Flush];
-        rotation.chain.disks[0].fail(Fault::once(&kinds, nth, Errno::EIO));
+        chain.disks[0].fail(Fault::once(&kinds, nth, Errno::EIO));
         let rotated = rotation.rotate().await;
-        rotation.chain.disks[0].heal();
+        chain.disks[0].heal();
         if rotated.is_err() {
             assert_eq!(states(&rotation.node()), before, "fault {nth}");
         }
         rotation.workload.run(10).await;
         rotation.workload.verify().await;
-        let left = rotation.chain.crash(&mut Random::new(seed ^ nth));
+        let left = chain.crash(&mut Random::new(seed ^ nth));
         let opened = Chain::open(&handle, &Power::new(), &geometry, disk, left, seed).await;
         let opened = opened.expect("it can be opened");
         let (node, told) = (opened.guest.node(), rotation.told.borrow().clone());

@@ -14,6 +14,7 @@ use liveblk::testing::{
 };
 use nix::errno::Errno;
 
+use crate::bitmap_rotation::Rotation;
 use crate::bitmaps::{Baseline, add_persistent, content, doings, first_unmarked};
 use crate::chain::file_edge;
 
@@ -217,6 +218,50 @@ fn raw_bitmaps_are_valid_after_a_crash_anywhere() {
 fn a_shelf_that_never_syncs_is_noticed() {
     let noticed = (1..=6).filter(|seed| sweep(*seed, 40, true).is_err());
     assert!(noticed.count() >= 5);
+}
+
+/// A crash in a life with three rotations, at an operation or at none. Answers how many there were.
+fn rotated(seed: u64, operation: Option<u64>) -> Result<u64, String> {
+    let runtime = Runtime::simulated(seed).expect("a simulated runtime");
+    let handle = runtime.handle();
+    let power = Power::new();
+    let left = Left::of_size(size_of_disk(seed));
+    let (stage, rotation) = runtime.block_on(async {
+        let stage = Stage::open(&handle, &power, left, Making::default()).await;
+        let stage = stage.expect("it can be opened");
+        let workload = stage.workload(&handle, seed);
+        let rotation = Rotation::new(&handle, &stage.graph, &stage.guest, workload);
+        rotation.begin().await;
+        (stage, rotation)
+    });
+    let begun = power.operations();
+    if let Some(operation) = operation {
+        power.fail_after(operation);
+    }
+    runtime.block_on(power.run(rotation.live()));
+    let operations = power.operations() - begun;
+    let left = stage.crash(&mut Random::new(seed ^ operation.unwrap_or(0) << 20));
+    let told = rotation.told.borrow().clone();
+    simulate(seed, async |handle| {
+        let opened = Stage::open(&handle, &Power::new(), left, Making::default()).await;
+        let opened = opened.map_err(|error| error.to_string())?;
+        told.check(&opened.node(), &content(&opened.node()).await)?;
+        Ok(operations)
+    })
+}
+
+/// What a transaction hands from one bitmap to another is in one of them; what it removes stays away.
+#[test]
+fn a_rotation_of_raw_bitmaps_loses_nothing_in_a_crash_anywhere() {
+    for_each_seed("a_rotation_of_raw_bitmaps", 6, |seed| {
+        let operations = rotated(seed, None).expect("no crash");
+        let step = (operations / 40).max(1);
+        for operation in (1 + seed % step..=operations).step_by(step as usize) {
+            if let Err(wrong) = rotated(seed, Some(operation)) {
+                panic!("crash at {operation}: {wrong}");
+            }
+        }
+    });
 }
 
 fn bits(node: &Node) -> Vec<(String, BitmapFlags, DirtyBitmap)> {

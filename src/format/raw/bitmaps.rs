@@ -223,6 +223,9 @@ impl Beside {
         let mut bits = DirtyBitmap::new(size, bitmap.granularity());
         let mut words = vec![0; bits.words().len()];
         bitmap.dirty_words(0, &mut words);
+        if in_use {
+            bitmap.withheld_words(0, &mut words);
+        }
         bits.set_words(0, &words);
         let enabled = bitmap.is(BitmapFlags::ENABLED);
         if in_use && enabled {
@@ -317,7 +320,7 @@ impl Beside {
     /// The persistent bitmaps in the order in which they came.
     pub(super) fn persistent(&self) -> Vec<Rc<Bitmap>> {
         let mut all = self.bitmaps.all();
-        all.retain(|bitmap| bitmap.is(BitmapFlags::PERSISTENT));
+        all.retain(|bitmap| bitmap.is(BitmapFlags::PERSISTENT) && !bitmap.is(BitmapFlags::LEAVING));
         all
     }
 
