@@ -75,7 +75,7 @@ fn snapshots_under_load_lose_nothing() {
             "--bsrange=512-64k",
             "--size=40M",
             "--iodepth=16",
-            "--rate=10m",
+            "--rate=5m",
         ])
         .args([
             "--verify=crc32c",
