@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use super::bitmap_args::BitmapCommand;
+use super::backup_args::{BackupArguments, CheckpointArguments};
 use super::format::Format;
 use super::job_args::{
     CommitArguments, JobCommand, JobsArguments, MirrorArguments, StreamArguments,
@@ -35,6 +36,8 @@ pub(super) enum Command {
     Stream(StreamArguments),
     Commit(CommitArguments),
     Mirror(MirrorArguments),
+    Backup(BackupArguments),
+    Checkpoint(CheckpointArguments),
     Jobs(JobsArguments),
     #[command(subcommand)]
     Job(JobCommand),

@@ -174,11 +174,36 @@ impl Started<'_> {
             .any(|exported| exported == node)
     }
 
+    /// Whether a node has a dirty bitmap of this name.
+    pub(super) fn has_bitmap(&mut self, node: &str, bitmap: &str) -> Result<bool> {
+        let flat = Map::from_iter([("flat".to_string(), true.into())]);
+        let nodes = self.client.execute("query-named-block-nodes", flat)?;
+        let mut nodes = nodes.as_array().into_iter().flatten();
+        let node = nodes.find(|found| found["node-name"] == node);
+        let bitmaps = node.and_then(|node| node["dirty-bitmaps"].as_array());
+        let mut bitmaps = bitmaps.into_iter().flatten();
+        Ok(bitmaps.any(|found| found["name"] == bitmap))
+    }
+
     pub(super) fn start(
         &mut self,
         command: &str,
         kind: &str,
         members: Map<String, Value>,
+    ) -> Result<()> {
+        self.start_by(command, kind, |id| {
+            let mut members = members.clone();
+            members.insert("job-id".to_string(), id.into());
+            members
+        })
+    }
+
+    /// As [`Started::start`], where `members` puts the job's id in its place.
+    pub(super) fn start_by(
+        &mut self,
+        command: &str,
+        kind: &str,
+        members: impl Fn(&str) -> Map<String, Value>,
     ) -> Result<()> {
         let mut number = 0;
         loop {
@@ -186,9 +211,7 @@ impl Started<'_> {
                 Some(id) => id.clone(),
                 None => format!("{kind}{number}"),
             };
-            let mut members = members.clone();
-            members.insert("job-id".to_string(), id.as_str().into());
-            let answer = self.client.execute(command, members);
+            let answer = self.client.execute(command, members(&id));
             let taken = format!("Job ID '{id}' already in use");
             self.id = id;
             match answer {

@@ -11,6 +11,8 @@
 //!   130: no longer waiting for a job, which goes on.
 
 mod args;
+mod backup;
+mod backup_args;
 mod bitmap;
 mod bitmap_args;
 mod block_graph;
@@ -77,6 +79,8 @@ fn execute(command: Command) -> ExitCode {
         Command::Stream(arguments) => finish(chain_job::stream(&arguments)),
         Command::Commit(arguments) => finish(chain_job::commit(&arguments)),
         Command::Mirror(arguments) => finish(mirror::run(&arguments)),
+        Command::Backup(arguments) => finish(backup::run(&arguments)),
+        Command::Checkpoint(arguments) => finish(backup::checkpoint(&arguments)),
         Command::Jobs(arguments) => finish(jobs::list(&arguments)),
         Command::Job(command) => finish(jobs::run(&command)),
         Command::DeviceName(arguments) => finish(device_name::run(&arguments)),

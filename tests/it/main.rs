@@ -13,6 +13,7 @@ mod blockdev;
 #[cfg(feature = "testing")]
 mod chain;
 mod cli;
+mod cli_backup;
 mod cli_bitmap;
 mod cli_client;
 mod cli_image;

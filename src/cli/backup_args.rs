@@ -1,0 +1,113 @@
+//! Arguments of `liveblk backup` and `checkpoint`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::format::Format;
+use super::job_args::ChainJobArguments;
+
+/// Where a backup goes, and how.
+#[derive(Args, Debug)]
+pub(super) struct BackupFile {
+    /// The backup that FILE is put on: it has what came after that one
+    #[arg(long, value_name = "BACKUP")]
+    pub(super) onto: Option<PathBuf>,
+
+    /// Format of FILE; what its extension says if not given
+    #[arg(short, long, value_enum)]
+    pub(super) format: Option<Format>,
+
+    /// Store data compressed, in qcow2
+    #[arg(long)]
+    pub(super) compress: bool,
+
+    /// Give the backup up rather than let a write to the device wait so long for it; without, writes wait
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) break_after: Option<u32>,
+}
+
+/// Save what a device holds at this moment in a file, while it is used.
+///
+/// FILE is made, and has when the job has ended what the device held when it began. With --bitmap a
+/// dirty bitmap of that name records what changes from then on (it is added if it is not there, and is
+/// kept with the image). With --onto as well, FILE has only what changed since the backup that it is put
+/// on, which is its backing file: the last one by that bitmap. A backup that fails leaves the bitmap as
+/// it was, and its file is of no use.
+///
+/// The result on stdout is the job's id. Its end can be waited for with --wait or with `liveblk job
+/// wait`; Ctrl-C ends the waiting (exit status 130), never the job. A job that has failed or was
+/// cancelled is exit status 1.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  liveblk backup --wait /backup/disk.qcow2
+  liveblk backup --wait --bitmap daily /backup/sunday.qcow2
+  liveblk backup --wait --bitmap daily --onto /backup/sunday.qcow2 /backup/monday.qcow2
+  liveblk backup --name vm1 --compress --break-after 10 --speed 200M /nfs/vm1.qcow2"
+)]
+pub(super) struct BackupArguments {
+    #[command(flatten)]
+    pub(super) job: ChainJobArguments,
+
+    /// File of the backup; it must not exist yet
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// What is backed up: a device path, the id of an export, or a node-name; needed if more than one
+    /// node is exported
+    #[arg(value_name = "TARGET")]
+    pub(super) target: Option<String>,
+
+    /// The dirty bitmap that tells what changes from this backup to the next
+    #[arg(short, long, value_name = "BITMAP")]
+    pub(super) bitmap: Option<String>,
+
+    #[command(flatten)]
+    pub(super) how: BackupFile,
+}
+
+/// Begin to record changes at this moment, and back up what the device holds at the same moment.
+///
+/// A dirty bitmap CHECKPOINT is added, which is kept with the image and records from now on. With
+/// --since the bitmap of an earlier checkpoint stops to record at the same moment: it says from then on
+/// what changed between the two. FILE has all that the device holds at this moment or, with --since and
+/// --onto, what has changed since that checkpoint, on top of its backup. All of it happens or nothing;
+/// --wait shows the backup's progress.
+///
+/// The result on stdout is the job's id; see `liveblk backup`. A backup that fails leaves the bitmaps as
+/// they are: it can be made again from --since as long as that bitmap is kept.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  liveblk checkpoint --wait sunday /backup/sunday.qcow2
+  liveblk checkpoint --wait --since sunday --onto /backup/sunday.qcow2 monday /backup/monday.qcow2"
+)]
+pub(super) struct CheckpointArguments {
+    #[command(flatten)]
+    pub(super) job: ChainJobArguments,
+
+    /// Name of the checkpoint and of its bitmap
+    #[arg(value_name = "CHECKPOINT")]
+    pub(super) checkpoint: String,
+
+    /// File of the backup; it must not exist yet
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// What is backed up: a device path, the id of an export, or a node-name; needed if more than one
+    /// node is exported
+    #[arg(value_name = "TARGET")]
+    pub(super) target: Option<String>,
+
+    /// An earlier checkpoint
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub(super) since: Option<String>,
+
+    #[command(flatten)]
+    pub(super) how: BackupFile,
+}

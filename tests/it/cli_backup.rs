@@ -1,0 +1,129 @@
+//! `liveblk backup` and `checkpoint` against QEMU's daemon and ours.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::cli::{daemon, failure, qemu, result, waited};
+use crate::cli_jobs::{assert_content, quit, with_both};
+
+/// Changes the device, through its export.
+fn change(place: &Path, command: &str) {
+    let uri = "nbd+unix:///top?socket=nbd";
+    qemu(place, "qemu-io", &["-f", "raw", "-c", command, uri]);
+}
+
+fn compare(place: &Path, backup: &str, raw: &str) {
+    let words = ["compare", "-q", "-F", "raw", "-f", "qcow2", backup, raw];
+    qemu(place, "qemu-img", &words);
+    qemu(place, "qemu-img", &["check", "-q", backup]);
+}
+
+fn moment(place: &Path, file: &str) {
+    let uri = "nbd+unix:///top?socket=nbd";
+    let words = ["convert", "-f", "raw", "-O", "raw", uri, file];
+    qemu(place, "qemu-img", &words);
+}
+
+fn dirty(place: &Path, name: &str) -> Option<u64> {
+    let nodes = result(place, &["qmp", "query-named-block-nodes", "flat=true"]);
+    let nodes: Value = nodes.parse().expect("JSON");
+    let nodes = nodes.as_array().expect("a list").iter();
+    let bitmaps = nodes.flat_map(|node| node["dirty-bitmaps"].as_array().into_iter().flatten());
+    let mut bitmaps = bitmaps.filter(|bitmap| bitmap["name"] == name);
+    bitmaps.next()?["count"].as_u64()
+}
+
+#[test]
+fn a_backup_without_a_bitmap_is_one_file() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        let (done, _) = waited(place, &["backup", "--wait", "--compress", "all.qcow2"]);
+        assert_eq!(done, "backup0: completed\n");
+        let error = failure(place, 1, &["backup", "all.qcow2"]);
+        assert!(error.contains("all.qcow2' exists"), "{error}");
+        let error = failure(place, 1, &["backup", "--onto", "all.qcow2", "more.qcow2"]);
+        assert!(error.contains("--onto needs --bitmap"), "{error}");
+        let words = ["backup", "--onto", "all.qcow2", "--bitmap", "b", "more.raw"];
+        let error = failure(place, 1, &words);
+        assert!(error.contains("cannot be put on another backup"), "{error}");
+        let words = [
+            "backup",
+            "--onto",
+            "all.qcow2",
+            "--bitmap",
+            "b",
+            "more.qcow2",
+        ];
+        let error = failure(place, 1, &words);
+        assert!(error.contains("Bitmap 'b' could not be found"), "{error}");
+        assert!(!place.join("more.qcow2").exists());
+        quit(place, daemon);
+        assert_content(place, "all.qcow2");
+    });
+}
+
+#[test]
+fn each_increment_takes_one_command() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        let words = ["backup", "--wait", "--bitmap", "daily", "day0.qcow2"];
+        waited(place, &words);
+        for day in 1..4 {
+            change(
+                place,
+                &format!("write -P {} {}k 100k", 0x40 + day, 900 * day),
+            );
+            assert_ne!(dirty(place, "daily"), Some(0));
+            moment(place, &format!("day{day}.img"));
+            let onto = format!("day{}.qcow2", day - 1);
+            let file = format!("day{day}.qcow2");
+            let words = [
+                "backup", "--wait", "--bitmap", "daily", "--onto", &onto, &file,
+            ];
+            waited(place, &words);
+            assert_eq!(dirty(place, "daily"), Some(0));
+        }
+        quit(place, daemon);
+        for day in 1..4 {
+            compare(place, &format!("day{day}.qcow2"), &format!("day{day}.img"));
+        }
+    });
+}
+
+#[test]
+fn a_checkpoint_is_a_bitmap_and_a_backup_of_one_moment() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        waited(place, &["checkpoint", "--wait", "sunday", "sunday.qcow2"]);
+        change(place, "write -P 9 1500k 200k");
+        moment(place, "monday.img");
+        let words = [
+            "checkpoint",
+            "--wait",
+            "--since",
+            "sunday",
+            "--onto",
+            "sunday.qcow2",
+            "monday",
+            "monday.qcow2",
+        ];
+        waited(place, &words);
+        let between = dirty(place, "sunday");
+        assert!(between > Some(0), "{between:?}");
+        assert_eq!(dirty(place, "monday"), Some(0));
+        change(place, "write -P 10 3M 64k");
+        assert_eq!(
+            dirty(place, "sunday"),
+            between,
+            "it does not record any more"
+        );
+        assert_eq!(dirty(place, "monday"), Some(65536));
+        // What fails changes nothing.
+        let error = failure(place, 1, &["checkpoint", "monday", "again.qcow2"]);
+        assert!(error.contains("Bitmap already exists: monday"), "{error}");
+        assert_eq!(dirty(place, "monday"), Some(65536));
+        quit(place, daemon);
+        compare(place, "monday.qcow2", "monday.img");
+    });
+}
