@@ -32,7 +32,7 @@ bench: ## measure against rublk and qemu-storage-daemon, as a table
 	$(CARGO) build --release --bins
 	@benches/peers
 
-bench-jobs: ## measure stream and commit against qemu-storage-daemon, as a table
+bench-jobs: ## measure jobs against qemu-storage-daemon, as a table
 	@kernel-tests/setup build
 	$(CARGO) build --release --bins
 	@benches/jobs
