@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use super::bitmap_args::BitmapCommand;
 use super::backup_args::{BackupArguments, CheckpointArguments};
+use super::bitmap_args::BitmapCommand;
 use super::format::Format;
 use super::job_args::{
     CommitArguments, JobCommand, JobsArguments, MirrorArguments, StreamArguments,

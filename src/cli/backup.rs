@@ -15,7 +15,7 @@ use super::format::Format;
 use super::job_args::ChainJobArguments;
 use super::job_wait::Goal;
 use super::snapshot::refuse_to_overwrite;
-use super::{Outcome, image};
+use super::{Outcome, fleece, image};
 
 pub(super) fn run(arguments: &BackupArguments) -> Result<Outcome> {
     if arguments.how.onto.is_some() && arguments.bitmap.is_none() {
@@ -39,28 +39,39 @@ pub(super) fn run(arguments: &BackupArguments) -> Result<Outcome> {
 }
 
 pub(super) fn checkpoint(arguments: &CheckpointArguments) -> Result<Outcome> {
+    let Some(file) = &arguments.file else {
+        return fleece::release(arguments);
+    };
+    if arguments.fleece {
+        return fleece::run(arguments, file);
+    }
     if arguments.how.onto.is_some() && arguments.since.is_none() {
         let text = "--onto needs --since, the checkpoint of that backup";
         return Err(Error::refused(text));
     }
-    let mut plan = Plan::new(&arguments.job, &arguments.file, &arguments.how)?;
+    let mut plan = Plan::new(&arguments.job, file, &arguments.how)?;
     let started = Started::connect(&arguments.job)?;
     let device = device(&started, arguments.target.as_deref())?;
-    let mut before = vec![new_bitmap(&device, &arguments.checkpoint)];
-    if let Some(since) = &arguments.since {
-        let data = json!({"node": device, "name": since});
-        before.push(json!({"type": "block-dirty-bitmap-disable", "data": data}));
-        if plan.is_increment() {
-            plan.set("sync", "bitmap");
-            plan.set("bitmap", since.as_str());
-            // It is kept as what has changed between the two.
-            plan.set("bitmap-mode", "never");
-        }
+    if let Some(since) = arguments.since.as_deref().filter(|_| plan.is_increment()) {
+        plan.set("sync", "bitmap");
+        plan.set("bitmap", since);
+        // It is kept as what has changed between the two.
+        plan.set("bitmap-mode", "never");
     }
-    plan.carry_out(started, &device, &before)
+    plan.carry_out(started, &device, &rotation(arguments, &device))
 }
 
-fn device(started: &Started<'_>, target: Option<&str>) -> Result<String> {
+/// The actions on bitmaps that make a checkpoint.
+pub(super) fn rotation(arguments: &CheckpointArguments, device: &str) -> Vec<Value> {
+    let mut actions = vec![new_bitmap(device, &arguments.checkpoint)];
+    if let Some(since) = &arguments.since {
+        let data = json!({"node": device, "name": since});
+        actions.push(json!({"type": "block-dirty-bitmap-disable", "data": data}));
+    }
+    actions
+}
+
+pub(super) fn device(started: &Started<'_>, target: Option<&str>) -> Result<String> {
     let chain = started.chain(target)?;
     Ok(chain.layers[0].node_name.clone())
 }

@@ -69,23 +69,28 @@ pub(super) struct BackupArguments {
     pub(super) how: BackupFile,
 }
 
-/// Begin to record changes at this moment, and back up what the device holds at the same moment.
+/// Begin to record changes at this moment, and save or show what the device holds at the same moment.
 ///
 /// A dirty bitmap CHECKPOINT is added, which is kept with the image and records from now on. With
 /// --since the bitmap of an earlier checkpoint stops to record at the same moment: it says from then on
-/// what changed between the two. FILE has all that the device holds at this moment or, with --since and
-/// --onto, what has changed since that checkpoint, on top of its backup. All of it happens or nothing;
-/// --wait shows the backup's progress.
+/// what changed between the two. All of it happens at one moment, or nothing.
 ///
-/// The result on stdout is the job's id; see `liveblk backup`. A backup that fails leaves the bitmaps as
-/// they are: it can be made again from --since as long as that bitmap is kept.
+/// FILE is a backup of that moment: all that the device holds or, with --since and --onto, what has changed
+/// since that checkpoint, on top of its backup. The result on stdout is the job's id; see `liveblk backup`.
+/// If it fails the bitmaps stay as they are, and it can be made again from --since.
+///
+/// With --fleece the moment is shown as the read-only NBD export CHECKPOINT instead, until --release. FILE is
+/// space for what the device changes meanwhile; it is removed at the end. The result on stdout is the
+/// export's name.
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,
     after_help = "\
 Examples:
   liveblk checkpoint --wait sunday /backup/sunday.qcow2
-  liveblk checkpoint --wait --since sunday --onto /backup/sunday.qcow2 monday /backup/monday.qcow2"
+  liveblk checkpoint --wait --since sunday --onto /backup/sunday.qcow2 monday /backup/monday.qcow2
+  liveblk checkpoint --since monday --fleece --nbd /run/tuesday.nbd tuesday /var/tmp/tuesday.qcow2
+  liveblk checkpoint --release tuesday"
 )]
 pub(super) struct CheckpointArguments {
     #[command(flatten)]
@@ -95,12 +100,12 @@ pub(super) struct CheckpointArguments {
     #[arg(value_name = "CHECKPOINT")]
     pub(super) checkpoint: String,
 
-    /// File of the backup; it must not exist yet
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
+    /// File of the backup, or for --fleece; it must not exist yet
+    #[arg(value_name = "FILE", required_unless_present = "release")]
+    pub(super) file: Option<PathBuf>,
 
-    /// What is backed up: a device path, the id of an export, or a node-name; needed if more than one
-    /// node is exported
+    /// What is meant: a device path, the id of an export, or a node-name; needed if more than one node is
+    /// exported
     #[arg(value_name = "TARGET")]
     pub(super) target: Option<String>,
 
@@ -110,4 +115,16 @@ pub(super) struct CheckpointArguments {
 
     #[command(flatten)]
     pub(super) how: BackupFile,
+
+    /// Show the moment over NBD instead of saving it
+    #[arg(long, conflicts_with_all = ["wait", "onto", "compress", "format"])]
+    pub(super) fleece: bool,
+
+    /// Start the instance's NBD server on this UNIX socket
+    #[arg(long, value_name = "SOCKET", requires = "fleece")]
+    pub(super) nbd: Option<PathBuf>,
+
+    /// End what --fleece has begun; the bitmaps stay
+    #[arg(long, conflicts_with_all = ["file", "fleece", "since", "wait", "onto", "compress"])]
+    pub(super) release: bool,
 }

@@ -131,7 +131,7 @@ pub(super) fn text_of(file: &Path) -> Result<&str> {
 
 /// A job that is being started.
 pub(super) struct Started<'a> {
-    client: QmpClient,
+    pub(super) client: QmpClient,
     arguments: &'a ChainJobArguments,
     pub(super) state: State,
     id: String,

@@ -20,6 +20,7 @@ mod chain;
 mod chain_job;
 mod device_name;
 mod endpoint;
+mod fleece;
 mod format;
 mod image;
 mod job_args;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::cli::{daemon, failure, qemu, result, waited};
-use crate::cli_jobs::{assert_content, quit, with_both};
+use crate::cli_jobs::{assert_content, layers, quit, with_both};
 
 /// Changes the device, through its export.
 fn change(place: &Path, command: &str) {
@@ -125,5 +125,50 @@ fn a_checkpoint_is_a_bitmap_and_a_backup_of_one_moment() {
         assert_eq!(dirty(place, "monday"), Some(65536));
         quit(place, daemon);
         compare(place, "monday.qcow2", "monday.img");
+    });
+}
+
+#[test]
+fn a_moment_is_shown_until_it_is_released() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        moment(place, "before.img");
+        let words = ["checkpoint", "--fleece", "then", "scratch.qcow2"];
+        assert_eq!(result(place, &words), "then\n");
+        change(place, "write -P 9 500k 2M");
+        let shown = "nbd+unix:///then?socket=nbd";
+        let words = [
+            "compare",
+            "-q",
+            "-f",
+            "raw",
+            "-F",
+            "raw",
+            "before.img",
+            shown,
+        ];
+        qemu(place, "qemu-img", &words);
+        assert_eq!(dirty(place, "then"), Some(2 << 20 | 1 << 16));
+        // What fails changes nothing, and leaves nothing.
+        let words = [
+            "checkpoint",
+            "--fleece",
+            "--since",
+            "x",
+            "other",
+            "o.qcow2",
+            "e0",
+        ];
+        let error = failure(place, 1, &words);
+        assert!(error.contains("Dirty bitmap 'x' not found"), "{error}");
+        assert!(!place.join("o.qcow2").exists());
+        assert_eq!(dirty(place, "other"), None);
+        result(place, &["checkpoint", "--release", "then"]);
+        assert!(!place.join("scratch.qcow2").exists());
+        assert_eq!(result(place, &["jobs"]), "no jobs\n");
+        assert_eq!(layers(place).len(), 3);
+        let error = failure(place, 1, &["checkpoint", "--release", "then"]);
+        assert!(error.contains("no checkpoint 'then'"), "{error}");
+        quit(place, daemon);
     });
 }
