@@ -26,7 +26,7 @@ fn chain() -> Option<Daemon> {
     let mut client = daemon.client();
     client.execute(
         "blockdev-add",
-        json!({"driver": "qcow2", "node-name": "top",
+        json!({"driver": "qcow2", "node-name": "top", "discard": "unmap",
             "file": {"driver": "file", "filename": daemon.path("top.qcow2")}}),
     );
     let export = json!({"type": "nbd", "id": "e", "node-name": "top", "writable": true});
@@ -133,6 +133,26 @@ fn files_of_drive_backup_are_the_device_at_its_start() {
         );
     }
     run(&daemon, "qemu-img check -q -f qcow2 copy-full.qcow2");
+}
+
+/// What was copied goes from the source; what was not asked for stays.
+#[test]
+fn a_source_is_discarded_where_it_was_copied() {
+    let Some(daemon) = chain() else { return };
+    let mut client = daemon.client();
+    let add = json!({"node": "top", "name": "b", "granularity": 65536});
+    client.execute("block-dirty-bitmap-add", add);
+    guest(&daemon, "write -P 7 2M 1M");
+    client.execute(
+        "drive-backup",
+        json!({"job-id": "j", "device": "top", "sync": "incremental", "bitmap": "b",
+            "discard-source": true, "target": file(&daemon.path("t.qcow2"))}),
+    );
+    until(&mut client, "j", None);
+    guest(&daemon, "read -P 0 2M 1M");
+    guest(&daemon, "read -P 2 3M 1M");
+    guest(&daemon, "read -P 1 0 2M");
+    io(&daemon, "-f qcow2 t.qcow2", "read -P 7 2M 1M");
 }
 
 /// Nothing of a backup is left where its transaction fails: no job, no filter, no file, and its bitmap is free.

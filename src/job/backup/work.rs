@@ -205,13 +205,14 @@ impl BackupWork {
             }
             let run = ByteRange::between(run.start(), run.end().min(part.end()));
             self.copier.copy(from, to, run).await?;
-            snapshot.set_saved(run);
-            self.job.advance(run.length());
+            // While the part is live its guests wait: what they write afterwards is not discarded.
             if self.arguments.discard_source
                 && let Err(error) = from.discard(run).await
             {
                 tracing::debug!(job = self.job.id(), %run, %error, "not discarded in the source");
             }
+            snapshot.set_saved(run);
+            self.job.advance(run.length());
         }
         Ok(true)
     }

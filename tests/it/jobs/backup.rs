@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use liveblk::block::{Child, Node, Permission, Permissions};
+use liveblk::block::{Child, Node, Permission, Permissions, WriteFlags};
 use liveblk::buffer::MemorySlice;
 use liveblk::error::Result;
 use liveblk::filter::{CbwOptions, OnCbwError};
@@ -32,6 +32,7 @@ struct Wanted {
     saving: CbwOptions,
     performance: BackupPerformance,
     compress: bool,
+    discard_source: bool,
 }
 
 const SYNCS: [BackupSync; 3] = [BackupSync::Full, BackupSync::Top, BackupSync::Nothing];
@@ -54,6 +55,7 @@ impl Wanted {
                 max_chunk,
             },
             compress: random.percent(30),
+            discard_source: false,
         }
     }
 }
@@ -108,7 +110,7 @@ impl Trial {
             saving: wanted.saving,
             bitmap: None,
             compress: wanted.compress && self.node.driver().compresses(),
-            discard_source: false,
+            discard_source: wanted.discard_source,
             performance: wanted.performance,
             filter_node_name: None,
         };
@@ -275,6 +277,54 @@ fn a_cancelled_backup_leaves_nothing_behind() {
             assert_eq!(trial.stage.picture(), picture);
             trial.workload.verify().await;
             trial.drop_target("after the cancel").await;
+            trial.stage.close().await.expect("no fault");
+        });
+    });
+}
+
+/// Writes a sector after a while, with what tells it from all others.
+async fn write_sector(handle: Handle, guest: Rc<Child>, sector: u64, after: Duration) {
+    handle.sleep(after).await;
+    let bytes = MemorySlice::from_bytes(&(sector + 1).to_le_bytes().repeat(64));
+    let written = guest.write(sector * 512, bytes.into(), WriteFlags::empty());
+    written.await.expect("no fault");
+}
+
+/// A part that was copied was discarded when guests could write to it again: what one wrote in between was gone.
+#[test]
+fn discards_in_the_source_spare_what_guests_write() {
+    for_each_seed("discards_in_the_source", 24, |seed| {
+        simulate(seed, |handle| async move {
+            let mut random = Random::new(seed);
+            let chain = Chain::draw(&mut random, 1);
+            let world = world(&handle, &Power::new(), seed, &chain);
+            let mut wanted = Wanted::draw(&mut random, BackupSync::Full);
+            wanted.discard_source = true;
+            let trial = Trial::new(&world, &chain, &wanted, &[]).await;
+            let job = trial.start(&wanted).await.expect("nothing is in the way");
+            let sectors = trial.before.len() as u64 / 512;
+            let written: Vec<u64> = (0..sectors).filter(|_| random.percent(40)).collect();
+            let start = |sector: &u64| {
+                let after = Duration::from_micros(random.below(4000));
+                let guest = trial.stage.guest.clone();
+                handle.spawn(write_sector(handle.clone(), guest, *sector, after))
+            };
+            let writers: Vec<_> = written.iter().map(start).collect();
+            for writer in writers {
+                writer.await;
+            }
+            job.until_over().await;
+            assert_eq!(job.error(), None);
+            trial
+                .assert_is_backup("of a source that is discarded")
+                .await;
+            let now = whole(&trial.stage).await.expect("no fault");
+            for sector in written {
+                let bytes = (sector + 1).to_le_bytes().repeat(64);
+                let place = sector as usize * 512;
+                assert!(now[place..place + 512] == bytes, "{place:#x} is lost");
+            }
+            trial.drop_target("after the backup").await;
             trial.stage.close().await.expect("no fault");
         });
     });
