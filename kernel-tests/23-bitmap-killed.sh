@@ -49,9 +49,11 @@ for round in $(seq $((6 * SCALE))); do
         must qmp d block-dirty-bitmap-clear node=q name=b
     fi
     fio --name=load --filename="$DEVICE" --offset=$((RANDOM % 28))M --size=3M --rw=randwrite --bsrange=4k-64k \
-        --ioengine=libaio --iodepth=8 --direct=1 --time_based --runtime=600 --minimal >fio.out 2>&1 &
+        --ioengine=libaio --iodepth=8 --direct=1 --time_based --runtime=600 --minimal \
+        --allow_file_create=0 >fio.out 2>&1 &
     fio=$!
-    sleep "$((RANDOM % 2)).$((RANDOM % 10))"
+    # Not before it has begun: it would make a file in the device's place where that is gone.
+    sleep "$((1 + RANDOM % 2)).$((RANDOM % 10))"
     pid=$(cat d.pid)
     kill -9 "$pid"
     wait_for_exit "$pid"
