@@ -132,13 +132,20 @@ impl Fleece<'_> {
     }
 }
 
-/// Ends what a fleecing checkpoint has begun; what is gone already is no error.
+/// Ends what a fleecing checkpoint has begun. Only what a backup of its name copies to is taken for one: any other
+/// image of that name is somebody's disk.
 pub(super) fn release(arguments: &CheckpointArguments) -> Result<Outcome> {
     let name = arguments.checkpoint.as_str();
     let mut client = QmpClient::connect(&endpoint::find(&arguments.job.endpoint)?)?;
     let state = State::query(&mut client)?;
+    let chains = state.chains(&[])?;
+    let mut jobs = chains.iter().flat_map(|chain| &chain.jobs);
+    let copies_to_it = jobs.any(|placed| {
+        let (job, target) = (&placed.job, placed.target.as_deref());
+        job.id == name && job.kind == "backup" && target == Some(name)
+    });
     let layer = state.layers.iter().find(|layer| layer.node_name == name);
-    let Some(layer) = layer else {
+    let Some(layer) = layer.filter(|_| copies_to_it) else {
         let text = format!("no checkpoint '{name}' is being shown");
         return Err(Error::new(ErrorKind::NotFound, text));
     };

@@ -163,6 +163,10 @@ fn a_moment_is_shown_until_it_is_released() {
         assert!(error.contains("Dirty bitmap 'x' not found"), "{error}");
         assert!(!place.join("o.qcow2").exists());
         assert_eq!(dirty(place, "other"), None);
+        // A disk is no checkpoint.
+        let error = failure(place, 1, &["checkpoint", "--release", "top"]);
+        assert!(error.contains("no checkpoint 'top'"), "{error}");
+        assert!(place.join("top.qcow2").exists());
         result(place, &["checkpoint", "--release", "then"]);
         assert!(!place.join("scratch.qcow2").exists());
         assert_eq!(result(place, &["jobs"]), "no jobs\n");
