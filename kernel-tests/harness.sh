@@ -197,6 +197,52 @@ same_content() { must qemu-img compare -f raw -F qcow2 "$1" "$2"; }
 # random_file FILE MEBIBYTES
 random_file() { dd if=/dev/urandom of="$1" bs=1M count="$2" status=none; }
 
+# ---- File systems -------------------------------------------------------------------------------
+
+# What is mounted where a script does not care: ext4 on the kernels with zero copy, xfs on the others.
+FS=${LIVEBLK_FS:-$(kernel_at_least 6.15 && echo ext4 || echo xfs)}
+# Room for either; xfs wants 300 MiB.
+FS_SIZE=320M
+
+make_file_system() {
+    case $FS in
+        ext4) must mkfs.ext4 -q "$1" ;;
+        xfs) must mkfs.xfs -q "$1" ;;
+        *) fail "LIVEBLK_FS wants ext4 or xfs, not '$FS'" ;;
+    esac
+}
+
+# check_file_system DEVICE: nothing is wrong with one that is not mounted.
+check_file_system() {
+    case $FS in
+        ext4) must fsck.ext4 -fn "$1" ;;
+        xfs) must xfs_repair -n "$1" ;;
+    esac
+}
+
+# check_moment_of DEVICE FILE SUM: a file system as it was at one moment of its use is clean once its journal was replayed,
+# and FILE in it has that checksum. The original may be mounted meanwhile.
+check_moment_of() {
+    local status=0 options=ro
+    [ -d moment ] || mkdir moment
+    case $FS in
+        ext4)
+            fsck.ext4 -fp "$1" >fsck.log 2>&1 || status=$?
+            [ "$status" -le 1 ] || fail "$1 after the journal (exit code $status):
+$(cat fsck.log)"
+            ;;
+        xfs)
+            options+=,nouuid
+            must mount -o nouuid "$1" moment
+            must umount moment
+            ;;
+    esac
+    check_file_system "$1"
+    must mount -o "$options" "$1" moment
+    equal "$1: $2" "$3" "$(sha256sum <"moment/$2")"
+    must umount moment
+}
+
 # ---- Load ---------------------------------------------------------------------------------------
 
 # verify PATTERN SIZE [FIO-OPTION…]: writes the device in that pattern and reads all of it
