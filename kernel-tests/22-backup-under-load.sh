@@ -108,7 +108,7 @@ end_of_job "sync=top"
 check_moment_above t1.qcow2
 
 step "a target that is slow, and a guest that comes first"
-must qmp d object-add qom-type=throttle-group id=slow limits.bps-write=65536
+must qmp d object-add qom-type=throttle-group id=slow limits.bps-write=524288
 new_image s.qcow2 $FS_SIZE
 add_target s.qcow2 qcow2 s
 must qmp d blockdev-add driver=throttle node-name=t throttle-group=slow file=s
