@@ -3,10 +3,10 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::range::ByteRange;
 
-use super::{Bitmap, KeptRegions, Node};
+use super::{Bitmap, Graph, KeptRegions, Node};
 
 /// The bitmaps of one node, in the order in which they came.
 #[derive(Default)]
@@ -119,6 +119,26 @@ impl Bitmaps {
             bitmap.record(range);
         }
         self.count(range, -1);
+    }
+}
+
+impl Graph {
+    /// The bitmap of this name of the node of this name, and the node.
+    ///
+    /// # Errors
+    /// There is no such node, or no such bitmap.
+    pub fn find_bitmap(&self, node: &str, name: &str) -> Result<(Rc<Node>, Rc<Bitmap>)> {
+        let Some(node) = self.find(node) else {
+            let message = format!("Node '{node}' not found");
+            return Err(Error::new(ErrorKind::NotFound, message));
+        };
+        match node.bitmaps().find(name) {
+            Some(bitmap) => Ok((node, bitmap)),
+            None => {
+                let message = format!("Dirty bitmap '{name}' not found");
+                Err(Error::new(ErrorKind::NotFound, message))
+            }
+        }
     }
 }
 

@@ -112,7 +112,7 @@ impl BitmapAction {
     }
 
     fn find(&self, named: &BitmapName) -> Result<(Rc<Node>, Rc<Bitmap>)> {
-        self.blockdev.find_bitmap(&named.node, &named.name)
+        self.blockdev.graph.find_bitmap(&named.node, &named.name)
     }
 
     fn node_names(&self) -> Vec<&str> {

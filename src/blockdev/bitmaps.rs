@@ -63,7 +63,7 @@ impl Blockdev {
     /// # Errors
     /// There is no such bitmap.
     pub fn bitmap_sha256(&self, node: &str, name: &str) -> Result<String> {
-        let (_, bitmap) = self.find_bitmap(node, name)?;
+        let (_, bitmap) = self.graph.find_bitmap(node, name)?;
         let mut digest = Sha256::new();
         bitmap.with_bits(|bits| {
             for word in bits.words() {
@@ -72,24 +72,6 @@ impl Blockdev {
         });
         let bytes = digest.finalize();
         Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-    }
-
-    /// The bitmap of this name of the node of this name, and the node.
-    ///
-    /// # Errors
-    /// There is no such node, or no such bitmap.
-    pub fn find_bitmap(&self, node: &str, name: &str) -> Result<(Rc<Node>, Rc<Bitmap>)> {
-        let Some(node) = self.graph.find(node) else {
-            let message = format!("Node '{node}' not found");
-            return Err(Error::new(ErrorKind::NotFound, message));
-        };
-        match node.bitmaps().find(name) {
-            Some(bitmap) => Ok((node, bitmap)),
-            None => {
-                let message = format!("Dirty bitmap '{name}' not found");
-                Err(Error::new(ErrorKind::NotFound, message))
-            }
-        }
     }
 }
 

@@ -5,6 +5,9 @@ pub const STATE_HOLE: u32 = 1 << 0;
 /// In `base:allocation`: reads as zeroes (`NBD_STATE_ZERO`).
 pub const STATE_ZERO: u32 = 1 << 1;
 
+/// In `qemu:dirty-bitmap:NAME`: was changed.
+pub const STATE_DIRTY: u32 = 1 << 0;
+
 /// Most extents in one answer; the client asks again for the rest. 2^17 of them, 8 bytes each, are a payload of 1 MiB.
 pub const MAX_EXTENTS: usize = 1 << 17;
 

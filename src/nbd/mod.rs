@@ -30,7 +30,7 @@ mod request_reader;
 mod session;
 
 pub use errno::ErrorCode;
-pub use extent::{Extent, ExtentList, MAX_EXTENTS, STATE_HOLE, STATE_ZERO};
+pub use extent::{Extent, ExtentList, MAX_EXTENTS, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
 pub use handshake::{CloseReason, Handshake, Step};
 pub use meta_context::{ALLOCATION_CONTEXT, SelectedContext};
 pub use option::{MAX_OPTION_LENGTH, MAX_STRING_LENGTH};

@@ -48,6 +48,7 @@ mod mirror_options;
 mod model;
 #[cfg(feature = "testing")]
 mod mutations;
+mod nbd_bitmaps;
 mod nbd_gone;
 mod nbd_peers;
 mod nbd_raw;

@@ -296,6 +296,7 @@ pub(crate) fn export_spec(id: &str, node_name: &str, writable: bool) -> NbdExpor
         },
         name: Some(id.into()),
         description: None,
+        bitmaps: Vec::new(),
         allocation_depth: false,
         writethrough: false,
     }

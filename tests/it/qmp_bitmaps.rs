@@ -23,6 +23,17 @@ impl Peer {
         Peer::start_with(program, directory, "qcow2", &[])
     }
 
+    /// With this node as the image's backing file, which one of these options opens.
+    pub(crate) fn start_chain(
+        program: &str,
+        directory: &Path,
+        more: &[&str],
+        backing: &str,
+    ) -> Peer {
+        let driver = format!("qcow2,backing={backing}");
+        Peer::start_with(program, directory, &driver, more)
+    }
+
     /// With an image of this driver and more options.
     pub(crate) fn start_with(program: &str, directory: &Path, driver: &str, more: &[&str]) -> Peer {
         let _ = std::fs::remove_file(directory.join("m.sock"));

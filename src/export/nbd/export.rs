@@ -4,17 +4,15 @@ use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 
-use crate::block::Child;
+use crate::block::{BusyBitmap, Child};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Export, ExportSpec, ExportType, LocalFuture};
-use crate::nbd::{ALLOCATION_CONTEXT, BlockSizes, ExportInfo, MAX_STRING_LENGTH};
+use crate::nbd::{BlockSizes, ExportInfo, MAX_STRING_LENGTH};
 use crate::runtime::sync::Notify;
 
+use super::context::{BitmapReference, Context};
 use super::server::Shared;
 use super::socket::Socket;
-
-/// Name of the context that tells how deep in the backing chain data lies.
-const ALLOCATION_DEPTH_CONTEXT: &str = "qemu:allocation-depth";
 
 /// Alignment in bytes at which requests cost least, as told to clients.
 const PREFERRED_BLOCK_SIZE: u32 = 4096;
@@ -30,27 +28,10 @@ pub struct NbdExportSpec {
     pub description: Option<String>,
     /// Offer the metadata context `qemu:allocation-depth`.
     pub allocation_depth: bool,
+    /// Offer the metadata context `qemu:dirty-bitmap:NAME` of each.
+    pub bitmaps: Vec<BitmapReference>,
     /// Every write is durable when answered.
     pub writethrough: bool,
-}
-
-/// A metadata context of an export.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Context {
-    /// `base:allocation`.
-    Allocation,
-    /// `qemu:allocation-depth`.
-    AllocationDepth,
-}
-
-impl Context {
-    /// The full name.
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Allocation => ALLOCATION_CONTEXT,
-            Self::AllocationDepth => ALLOCATION_DEPTH_CONTEXT,
-        }
-    }
 }
 
 /// A node exported over NBD.
@@ -69,11 +50,17 @@ pub struct NbdExport {
 }
 
 impl NbdExport {
-    pub(super) fn new(spec: NbdExportSpec, root: Rc<Child>, server: &Rc<Shared>) -> Self {
+    pub(super) fn new(
+        spec: NbdExportSpec,
+        root: Rc<Child>,
+        bitmaps: Vec<BusyBitmap>,
+        server: &Rc<Shared>,
+    ) -> Self {
         let mut contexts = vec![Context::Allocation];
         if spec.allocation_depth {
             contexts.push(Context::AllocationDepth);
         }
+        contexts.extend(bitmaps.into_iter().map(Context::DirtyBitmap));
         Self {
             name: spec.client_name().to_owned(),
             id: spec.common.id,
@@ -108,9 +95,9 @@ impl NbdExport {
     }
 
     /// The context of that full name; there is one, as only offered names can be selected.
-    pub(super) fn context(&self, name: &str) -> Context {
+    pub(super) fn context(&self, name: &str) -> &Context {
         match self.contexts.iter().find(|context| context.name() == name) {
-            Some(context) => *context,
+            Some(context) => context,
             None => unreachable!("context '{name}' was never offered"),
         }
     }
@@ -126,11 +113,7 @@ impl NbdExport {
                 minimum: 1,
                 preferred: PREFERRED_BLOCK_SIZE,
             },
-            contexts: self
-                .contexts
-                .iter()
-                .map(|context| context.name().to_owned())
-                .collect(),
+            contexts: self.contexts.iter().map(Context::name).collect(),
         }
     }
 

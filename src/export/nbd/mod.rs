@@ -13,6 +13,7 @@
 
 mod address;
 mod client;
+mod context;
 mod export;
 mod payload;
 mod read;
@@ -23,6 +24,7 @@ mod socket;
 mod status;
 
 pub use address::{InetAddress, ServerAddress};
+pub use context::BitmapReference;
 pub use export::{NbdExport, NbdExportSpec};
 pub use server::{NbdServer, NbdServerOptions};
 pub use service::NbdService;

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::block::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exports;
 use crate::nbd::{Catalog, ExportInfo};
@@ -16,6 +17,7 @@ use crate::runtime::{Handle, Task};
 use super::ServerAddress;
 use super::address::{Bound, Listener};
 use super::client;
+use super::context::find_bitmaps;
 use super::export::{NbdExport, NbdExportSpec};
 use super::payload::Payloads;
 use super::socket::Socket;
@@ -104,7 +106,8 @@ impl NbdServer {
     ///
     /// # Errors
     ///
-    /// As [`Exports::check`]; the name or description is too long, or the name taken; permissions are in the way.
+    /// As [`Exports::check`]; the name or description is too long, or the name taken; a bitmap is not there or
+    /// cannot be used; permissions are in the way.
     pub fn add(&self, exports: &Exports, spec: NbdExportSpec) -> Result<Rc<NbdExport>> {
         let node = exports.check(&spec.common)?;
         spec.check_lengths()?;
@@ -115,8 +118,11 @@ impl NbdServer {
             );
             return Err(Error::new(ErrorKind::InUse, text));
         }
-        let root = exports.attach(&node, spec.common.writable, false)?;
-        let export = Rc::new(NbdExport::new(spec, root, &self.shared));
+        let (graph, writable) = (exports.graph(), spec.common.writable);
+        let bitmaps = find_bitmaps(graph, &node, writable, &spec.bitmaps)?;
+        let root = exports.attach(&node, writable, false)?;
+        let bitmaps = bitmaps.iter().map(Bitmap::occupy).collect::<Result<_>>()?;
+        let export = Rc::new(NbdExport::new(spec, root, bitmaps, &self.shared));
         self.shared.exports.borrow_mut().push(export.clone());
         exports.insert(export.clone());
         Ok(export)

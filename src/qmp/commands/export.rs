@@ -5,7 +5,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::{Context, Outcome};
-use crate::export::nbd::{InetAddress, NbdExportSpec, NbdServerOptions, ServerAddress};
+use crate::export::nbd::{
+    BitmapReference, InetAddress, NbdExportSpec, NbdServerOptions, ServerAddress,
+};
 use crate::export::{Export, ExportSpec, ExportStatus, ExportType, RemoveMode};
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
@@ -37,11 +39,11 @@ pub(super) async fn add(context: &Context, args: Args<'_>) -> Outcome {
                 common,
                 name: text("name"),
                 description: text("description"),
+                bitmaps: bitmaps(args.array("bitmaps").unwrap_or_default()),
                 allocation_depth: args.bool("allocation-depth").unwrap_or(false),
                 writethrough: args.bool("writethrough").unwrap_or(false),
             };
-            let bitmaps = args.array("bitmaps").unwrap_or_default();
-            add_nbd(context, spec, bitmaps.iter().map(bitmap_name).next())
+            add_nbd(context, spec)
         }
         "ublk" => add_ublk(context, common, args).await,
         other => unreachable!("the schema has no export type '{other}'"),
@@ -88,21 +90,24 @@ async fn add_ublk(_context: &Context, _common: ExportSpec, _args: Args<'_>) -> O
     Err(QmpError::generic("liveblk was built without ublk exports"))
 }
 
-fn bitmap_name(reference: &Value) -> &str {
-    match reference {
-        Value::String(name) => name,
-        other => Args::new(other).required_str("name"),
-    }
+/// Each by its name, or by its node's name and its own.
+fn bitmaps(references: &[Value]) -> Vec<BitmapReference> {
+    let reference = |value: &Value| match value {
+        Value::String(name) => BitmapReference {
+            node: None,
+            name: name.clone(),
+        },
+        other => BitmapReference {
+            node: Some(Args::new(other).required_str("node").into()),
+            name: Args::new(other).required_str("name").into(),
+        },
+    };
+    references.iter().map(reference).collect()
 }
 
-/// No node has bitmaps, so that one that is named is not found.
-fn add_nbd(context: &Context, spec: NbdExportSpec, bitmap: Option<&str>) -> Outcome {
+fn add_nbd(context: &Context, spec: NbdExportSpec) -> Outcome {
     if !context.nbd.is_running() {
         return Err(QmpError::generic("NBD server not running"));
-    }
-    if let Some(bitmap) = bitmap {
-        let text = format!("Bitmap '{bitmap}' is not found");
-        return Err(QmpError::generic(text));
     }
     context.nbd.add(spec)?;
     Ok(json!({}))
@@ -233,14 +238,19 @@ pub(super) fn add_to_nbd_server(context: &Context, args: Args<'_>) -> Outcome {
         writable: args.bool("writable").unwrap_or(false) && !node.options().read_only,
     };
     context.exports.check(&common)?;
+    let bitmap = args.str("bitmap").map(|name| BitmapReference {
+        node: None,
+        name: name.into(),
+    });
     let spec = NbdExportSpec {
         common,
         name: Some(name.into()),
         description: description.map(str::to_owned),
+        bitmaps: bitmap.into_iter().collect(),
         allocation_depth: false,
         writethrough: false,
     };
-    add_nbd(context, spec, args.str("bitmap"))
+    add_nbd(context, spec)
 }
 
 fn check_length(what: &str, text: &str) -> Result<(), QmpError> {
