@@ -80,8 +80,9 @@ pub(super) struct BackupArguments {
 /// If it fails the bitmaps stay as they are, and it can be made again from --since.
 ///
 /// With --fleece the moment is shown as the read-only NBD export CHECKPOINT instead, until --release. FILE is
-/// space for what the device changes meanwhile; it is removed at the end. The result on stdout is the
-/// export's name.
+/// space for what the device changes meanwhile; it is removed at the end. With --since the export also tells
+/// what changed since that checkpoint, as the metadata context qemu:dirty-bitmap:CHECKPOINT. The result on
+/// stdout is the export's name.
 #[derive(Args, Debug)]
 #[command(
     verbatim_doc_comment,

@@ -77,7 +77,8 @@ struct Fleece<'a> {
 }
 
 impl Fleece<'_> {
-    /// The moment comes last, so that nothing can fail after it.
+    /// The moment comes last, so that nothing can fail after it but the export of what changed since an earlier one: that
+    /// bitmap can be shown only when it records no more.
     fn begin(&mut self) -> Result<()> {
         let name = self.arguments.checkpoint.as_str();
         let file = json!({"driver": "file", "filename": text_of(self.file)?});
@@ -93,10 +94,45 @@ impl Fleece<'_> {
             self.execute("nbd-server-start", json!({"addr": address}))?;
             self.undo.push(("nbd-server-stop", json!({})));
         }
-        let export = json!({"type": "nbd", "id": name, "node-name": name, "name": name});
+        let actions = json!({"actions": self.actions()});
+        match &self.arguments.since {
+            None => {
+                self.export(&[])?;
+                self.execute("transaction", actions)
+            }
+            Some(since) => {
+                self.execute("transaction", actions)?;
+                self.undo.push((
+                    "transaction",
+                    json!({"actions": self.counter_rotation(since)}),
+                ));
+                self.undo.push(("job-cancel", json!({"id": name})));
+                self.export(&[json!({"node": self.device, "name": since})])
+            }
+        }
+    }
+
+    fn export(&mut self, bitmaps: &[Value]) -> Result<()> {
+        let name = self.arguments.checkpoint.as_str();
+        let export =
+            json!({"type": "nbd", "id": name, "node-name": name, "name": name, "bitmaps": bitmaps});
         self.execute("block-export-add", export)?;
         self.undo.push(("block-export-del", json!({"id": name})));
-        self.execute("transaction", json!({"actions": self.actions()}))
+        Ok(())
+    }
+
+    /// What the new bitmap has recorded goes to the earlier one, which records again.
+    fn counter_rotation(&self, since: &str) -> Vec<Value> {
+        let (device, name) = (self.device, self.arguments.checkpoint.as_str());
+        let action = |kind: &str, data: Value| json!({"type": format!("block-dirty-bitmap-{kind}"), "data": data});
+        vec![
+            action("enable", json!({"node": device, "name": since})),
+            action(
+                "merge",
+                json!({"node": device, "target": since, "bitmaps": [name]}),
+            ),
+            action("remove", json!({"node": device, "name": name})),
+        ]
     }
 
     fn actions(&self) -> Vec<Value> {
@@ -125,7 +161,11 @@ impl Fleece<'_> {
 
     fn take_back(&mut self) {
         while let Some((command, members)) = self.undo.pop() {
-            if let Err(error) = self.execute(command, members) {
+            let taken_back = match command {
+                "job-cancel" => until_cancelled(&mut self.client, &self.arguments.checkpoint),
+                _ => self.execute(command, members),
+            };
+            if let Err(error) = taken_back {
                 tracing::error!(command, %error, "something of a checkpoint stays");
             }
         }

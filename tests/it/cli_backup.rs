@@ -176,3 +176,107 @@ fn a_moment_is_shown_until_it_is_released() {
         quit(place, daemon);
     });
 }
+
+/// What a reader over NBD is told to have changed is enough to bring an earlier backup up to date.
+#[test]
+fn a_checkpoint_shows_what_changed_since_another_one() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        waited(place, &["checkpoint", "--wait", "sunday", "backup.raw"]);
+        change(place, "write -P 9 1500k 200k");
+        change(place, "write -z 300k 64k");
+        moment(place, "monday.img");
+        let words = [
+            "checkpoint",
+            "--fleece",
+            "--since",
+            "sunday",
+            "monday",
+            "m.qcow2",
+        ];
+        assert_eq!(result(place, &words), "monday\n");
+        change(place, "write -P 10 3M 64k");
+        change(place, "write -P 11 1500k 64k");
+        let options = "driver=nbd,export=monday,server.type=unix,server.path=nbd,x-dirty-bitmap=qemu:dirty-bitmap:sunday";
+        let map = qemu(
+            place,
+            "qemu-img",
+            &["map", "--output=json", "--image-opts", options],
+        );
+        let map: Value = map.parse().expect("JSON");
+        let uri = "nbd+unix:///monday?socket=nbd";
+        qemu(
+            place,
+            "qemu-img",
+            &["convert", "-f", "raw", "-O", "raw", uri, "shown.img"],
+        );
+        let dirty_extents = map.as_array().expect("a list").iter();
+        let dirty_extents = dirty_extents.filter(|extent| extent["data"] == false);
+        let mut copied = 0;
+        for extent in dirty_extents {
+            let [start, length] =
+                ["start", "length"].map(|key| extent[key].as_u64().expect("bytes"));
+            let [skip, seek] = ["skip", "seek"].map(|what| format!("{what}={}", start / 512));
+            let count = format!("count={}", length / 512);
+            let files = [
+                "if=shown.img",
+                "of=backup.raw",
+                "bs=512",
+                "conv=notrunc",
+                "status=none",
+            ];
+            qemu(place, "dd", &[&files[..], &[&skip, &seek, &count]].concat());
+            copied += length;
+        }
+        assert!(copied > 0 && copied < 1 << 20, "{map}");
+        qemu(place, "cmp", &["backup.raw", "monday.img"]);
+        result(place, &["checkpoint", "--release", "monday"]);
+        assert_eq!(dirty(place, "sunday"), Some(copied));
+        assert_eq!(dirty(place, "monday"), Some(192 << 10));
+        quit(place, daemon);
+    });
+}
+
+/// Where only the export fails, after the moment, bitmaps are as without it and nothing is left.
+#[test]
+fn a_checkpoint_that_cannot_be_shown_is_taken_back() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        waited(place, &["checkpoint", "--wait", "sunday", "backup.raw"]);
+        change(place, "write -P 9 1500k 200k");
+        let before = dirty(place, "sunday");
+        result(
+            place,
+            &[
+                "qmp",
+                "block-export-add",
+                "type=nbd",
+                "id=taken",
+                "name=monday",
+                "node-name=top",
+                "writable=true",
+            ],
+        );
+        let words = [
+            "checkpoint",
+            "--fleece",
+            "--since",
+            "sunday",
+            "monday",
+            "m.qcow2",
+            "e0",
+        ];
+        let error = failure(place, 1, &words);
+        assert!(
+            error.contains("already has export named 'monday'"),
+            "{error}"
+        );
+        assert!(!place.join("m.qcow2").exists());
+        assert_eq!(dirty(place, "monday"), None);
+        assert_eq!(dirty(place, "sunday"), before);
+        change(place, "write -P 9 3M 64k");
+        assert!(dirty(place, "sunday") > before);
+        assert_eq!(result(place, &["jobs"]), "no jobs\n");
+        quit(place, daemon);
+    });
+}
