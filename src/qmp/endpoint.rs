@@ -2,13 +2,13 @@
 
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use super::chardev::{Address, Backend, Role};
 use super::error::QmpError;
 use crate::error::{Error, strerror};
-use crate::runtime::Handle;
+use crate::runtime::{Handle, remove_socket};
 
 /// Bytes in a UNIX socket's path at most.
 const UNIX_PATH_MAX: usize = 107;
@@ -112,8 +112,7 @@ fn check_unix_path(path: &str) -> Result<(), QmpError> {
 
 /// A socket that an earlier server left behind goes; anything else stays, and binding fails.
 fn remove_stale_socket(path: &str) {
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket && let Err(error) = std::fs::remove_file(path) {
+    if let Err(error) = remove_socket(Path::new(path)) {
         tracing::warn!(path, %error, "old socket could not be removed");
     }
 }

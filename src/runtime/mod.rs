@@ -21,6 +21,7 @@ mod remote;
 pub mod ring;
 pub mod sync;
 mod task;
+mod unix_socket;
 
 pub use blocking::{Blocking, Worker};
 pub use clock::{Elapsed, Instant, Sleep, Timeout};
@@ -29,6 +30,7 @@ pub use handle::{Handle, YieldNow};
 pub use polling::PollPolicy;
 pub use remote::Remote;
 pub use task::Task;
+pub use unix_socket::remove_socket;
 
 /// What a runtime is built with.
 #[derive(Clone, Debug)]

@@ -5,9 +5,9 @@
 
 mod disk;
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::daemon::command_line::Item;
 use crate::daemon::{self, Face};
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::remove_socket;
 
 use super::args::ServeArguments;
 use super::endpoint;
@@ -34,7 +35,7 @@ pub(super) fn run(arguments: &ServeArguments) -> Result<ExitCode> {
     let names = disks.into_iter().map(|disk| disk.name).collect();
     let ready = move |exports: &Value| announce(exports, names, nbd.as_deref());
     let code = daemon::serve(items, Face::new("liveblk", ready));
-    remove_socket(Path::new(&socket));
+    remove_control_socket(Path::new(&socket));
     Ok(code)
 }
 
@@ -89,9 +90,8 @@ fn in_directory(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn remove_socket(path: &Path) {
-    let is_socket = fs::symlink_metadata(path).is_ok_and(|data| data.file_type().is_socket());
-    if is_socket && let Err(error) = fs::remove_file(path) {
+fn remove_control_socket(path: &Path) {
+    if let Err(error) = remove_socket(path) {
         tracing::warn!(path = %path.display(), %error, "control socket could not be removed");
     }
 }

@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::runtime::remove_socket;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
@@ -145,10 +146,7 @@ fn listen_unix(path: &Path) -> Result<Listener> {
         let text = format!("UNIX socket path '{}' is too long", path.display());
         return Err(Error::new(ErrorKind::InvalidArgument, text));
     }
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
+    remove_socket(path).map_err(failed)?;
     let listener = UnixListener::bind(path).map_err(failed)?;
     Ok(Listener {
         descriptor: listener.into(),
@@ -206,6 +204,26 @@ mod tests {
             error.message(),
             "Failed to bind socket: Cannot assign requested address"
         );
+    }
+
+    /// It was removed, an image as well as anything else.
+    #[test]
+    fn a_file_in_the_place_of_the_socket_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk.raw");
+        std::fs::write(&path, "data").unwrap();
+        let address = ServerAddress::Unix(path.clone());
+        let error = address.listen().unwrap_err();
+        assert!(
+            error
+                .message()
+                .ends_with("disk.raw: Address already in use"),
+            "{error}"
+        );
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+        std::fs::remove_file(&path).unwrap();
+        drop(address.listen().unwrap());
+        address.listen().expect("an old socket is replaced");
     }
 
     #[test]

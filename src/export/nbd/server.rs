@@ -12,7 +12,7 @@ use crate::export::Exports;
 use crate::nbd::{Catalog, ExportInfo};
 use crate::runtime::ring::RingFile;
 use crate::runtime::sync::{Notify, Semaphore};
-use crate::runtime::{Handle, Task};
+use crate::runtime::{Handle, Task, remove_socket};
 
 use super::ServerAddress;
 use super::address::{Bound, Listener};
@@ -144,9 +144,10 @@ impl NbdServer {
             self.shared.client_gone.notified().await;
         }
         for bound in &self.bound {
-            if let Bound::Unix(path) = bound {
-                // Somebody may have taken the file away.
-                let _ = std::fs::remove_file(path);
+            if let Bound::Unix(path) = bound
+                && let Err(error) = remove_socket(path)
+            {
+                tracing::warn!(path = %path.display(), %error, "socket could not be removed");
             }
         }
     }
