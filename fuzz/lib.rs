@@ -24,6 +24,11 @@ pub fn nbd_connection(bytes: &[u8]) {
     fuzzed::nbd_connection(bytes);
 }
 
+/// See [`fuzzed::nbd_server`].
+pub fn nbd_server(bytes: &[u8]) {
+    fuzzed::nbd_server(bytes);
+}
+
 /// See [`fuzzed::option_value`].
 pub fn option_value(bytes: &[u8]) {
     fuzzed::option_value(bytes);

@@ -40,6 +40,20 @@ impl ErrorCode {
         }
     }
 
+    /// The errno that a value on the wire stands for; one that the protocol does not have counts as invalid.
+    pub fn errno_of(value: u32) -> Errno {
+        match value {
+            1 => Errno::EPERM,
+            5 => Errno::EIO,
+            12 => Errno::ENOMEM,
+            28 => Errno::ENOSPC,
+            75 => Errno::EOVERFLOW,
+            95 => Errno::EOPNOTSUPP,
+            108 => Errno::ESHUTDOWN,
+            _ => Errno::EINVAL,
+        }
+    }
+
     /// The protocol's value for an errno of the host. What the protocol cannot express is an I/O error.
     pub fn from_errno(errno: Errno) -> Self {
         match errno {

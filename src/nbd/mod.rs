@@ -1,14 +1,19 @@
-//! The NBD protocol: wire format and the server's state machines.
+//! The NBD protocol: wire format and the state machines of both sides.
 //!
 //! This is the NBD specification (`doc/proto.md` of the reference implementation) turned into types: bytes go in,
-//! decisions and bytes come out. It is not a server: no socket, no clock, no buffer of guest data and no block node is
-//! touched here. [`crate::export::nbd`] moves the bytes and carries out the requests.
+//! decisions and bytes come out. It is neither a server nor a client: no socket, no clock, no buffer of guest data and no block node is
+//! touched here. [`crate::export::nbd`] moves the bytes of a server and carries out its requests,
+//! [`crate::protocol::nbd`] those of a client.
 //!
 //! * [`Handshake`]: fixed newstyle option haggling, until a [`Session`] is agreed on.
 //! * [`RequestReader`]: request headers of the transmission phase, checked against the session.
 //! * [`ReplyWriter`]: simple, structured and extended replies.
 //!
-//! A client side would stand beside these as `client_handshake` and `reply_reader`, over the same numbers.
+//! The client's side, over the same numbers:
+//!
+//! * [`ClientHandshake`]: until [`Terms`] are agreed on.
+//! * [`Question`]: the header of a request.
+//! * [`ReplyHeader`], [`Answer`]: replies, checked against what was asked.
 //!
 //! Invariants:
 //!
@@ -17,6 +22,8 @@
 //!    where the stream's framing is lost.
 //! 3. A [`Request`] that leaves the reader lies within the export and obeys its permissions and flags.
 
+mod answer;
+mod client_handshake;
 mod errno;
 mod extent;
 mod handshake;
@@ -29,6 +36,8 @@ mod request;
 mod request_reader;
 mod session;
 
+pub use answer::{Answer, Body, MAGIC_LENGTH, MAX_HEADER_REST, Question, ReplyHeader, Told};
+pub use client_handshake::{BlockLimits, ClientHandshake, ClientStep, Terms};
 pub use errno::ErrorCode;
 pub use extent::{Extent, ExtentList, MAX_EXTENTS, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
 pub use handshake::{CloseReason, Handshake, Step};

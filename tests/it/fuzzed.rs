@@ -3,12 +3,13 @@
 //! `mutations` runs them over changed seeds in every test run.
 
 use liveblk::nbd::{
-    ALLOCATION_CONTEXT, BlockSizes, Catalog, Command, ExportInfo, Handshake, Incoming,
-    RequestReader, Step,
+    ALLOCATION_CONTEXT, Answer, BlockSizes, Body, Catalog, ClientHandshake, ClientStep, Command,
+    ExportInfo, Handshake, Incoming, Question, ReplyHeader, RequestReader, Step, Terms, Told,
 };
 use liveblk::qmp::keyval::parse_option;
 use liveblk::qmp::schema::option::{BLOCKDEV, EXPORT, MONITOR, NBD_SERVER};
 use liveblk::qmp::session;
+use liveblk::range::ByteRange;
 
 /// A client's whole conversation with the QMP monitor.
 pub(crate) fn qmp_session(bytes: &[u8]) {
@@ -79,6 +80,81 @@ impl Catalog for OneExport {
 pub(crate) fn nbd_connection(bytes: &[u8]) {
     let whole = nbd_steps(bytes, bytes.len().max(1));
     assert_eq!(whole, nbd_steps(bytes, 5), "answers depend on the pieces");
+}
+
+/// What a server says to our client: handshake, then replies to a read, a status and a flush.
+pub(crate) fn nbd_server(bytes: &[u8]) {
+    let mut handshake = ClientHandshake::new("disk");
+    for (at, byte) in bytes.iter().enumerate() {
+        handshake.input(&[*byte]);
+        loop {
+            match handshake.step() {
+                Ok(ClientStep::Receive) => break,
+                Ok(ClientStep::Proceed) => {}
+                Ok(ClientStep::Enter(terms)) => return nbd_replies(&terms, &bytes[at + 1..]),
+                Err(error) => {
+                    assert!(error.to_string().len() > 5, "'{error}' says nothing");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Places in memory that a reply names lie in the memory of its request.
+fn nbd_replies(terms: &Terms, mut bytes: &[u8]) {
+    let range = ByteRange::between(4096, 12288);
+    let questions = [Question::Flush, Question::Read, Question::BlockStatus];
+    let fresh = |question| Answer::new(question, range, terms.mode, 0);
+    let mut answers = questions.map(fresh);
+    while let Some((magic, rest)) = bytes.split_first_chunk::<4>() {
+        let Ok(length) = ReplyHeader::rest_length(terms.mode, *magic) else {
+            return;
+        };
+        let Some((header, rest)) = rest.split_at_checked(length) else {
+            return;
+        };
+        bytes = rest;
+        let Ok(header) = ReplyHeader::decode(header) else {
+            return;
+        };
+        let which = header.cookie as usize % answers.len();
+        let answer = &mut answers[which];
+        let (body, held) = match answer.begin(&header) {
+            Err(_) => return,
+            Ok(body) => (body, range.length() as usize),
+        };
+        let length = match body {
+            Body::Nothing => 0,
+            Body::Whole => held,
+            Body::Data(length) => 8 + length,
+            Body::Small(length) => length,
+        };
+        let Some((payload, rest)) = bytes.split_at_checked(length) else {
+            return;
+        };
+        bytes = rest;
+        let place = match body {
+            Body::Data(length) => {
+                let mut offset = [0; 8];
+                offset.copy_from_slice(&payload[..8]);
+                answer.data(offset, length).map(|at| Some((at, length)))
+            }
+            Body::Small(_) => answer.payload(payload),
+            _ => Ok(None),
+        };
+        match place {
+            Err(_) => return,
+            Ok(Some((at, length))) => assert!(at + length <= held, "outside of the request"),
+            Ok(None) => {}
+        }
+        if header.last {
+            if let Ok(Told::Extent(extent)) = answer.finish() {
+                assert!(extent.length > 0 && extent.length <= range.length());
+            }
+            *answer = fresh(questions[which]);
+        }
+    }
 }
 
 /// What the server said, and which requests it found.
