@@ -9,6 +9,7 @@ use crate::format::raw::RawOptions;
 use crate::protocol::file::FileKind;
 
 use super::filter_description::FilterDescription;
+use super::nbd_description::NbdDescription;
 use super::value::{Reader, Value, invalid};
 
 /// A node and the children that come with it.
@@ -48,6 +49,8 @@ pub enum DriverOptions {
     File(FileDescription),
     /// `null-co`, `null-aio`.
     Null(NullDescription),
+    /// `nbd`.
+    Nbd(NbdDescription),
     /// `raw`.
     Raw {
         /// The file below.
@@ -135,6 +138,7 @@ impl DriverOptions {
         match self {
             DriverOptions::File(file) => file.kind.name(),
             DriverOptions::Null(null) => null.driver_name,
+            DriverOptions::Nbd(_) => "nbd",
             DriverOptions::Raw { .. } => "raw",
             DriverOptions::Qcow2 { .. } => "qcow2",
             DriverOptions::Filter(filter) => filter.name(),
@@ -146,7 +150,7 @@ impl DriverOptions {
         match self {
             DriverOptions::Raw { file, .. } | DriverOptions::Qcow2 { file, .. } => Some(file),
             DriverOptions::Filter(filter) => Some(&filter.child),
-            DriverOptions::File(_) | DriverOptions::Null(_) => None,
+            DriverOptions::File(_) | DriverOptions::Null(_) | DriverOptions::Nbd(_) => None,
         }
     }
 
@@ -198,6 +202,7 @@ impl Description {
             }
             "null-co" => DriverOptions::Null(NullDescription::parse(&mut reader, "null-co")?),
             "null-aio" => DriverOptions::Null(NullDescription::parse(&mut reader, "null-aio")?),
+            "nbd" => DriverOptions::Nbd(NbdDescription::parse(&mut reader)?),
             "raw" => DriverOptions::Raw {
                 file: ChildDescription::parse_file(&mut reader)?,
                 part: parse_raw(&mut reader)?,

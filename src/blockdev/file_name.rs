@@ -8,11 +8,13 @@ use std::rc::Rc;
 
 use crate::block::{Child, Graph, Node, Role};
 use crate::protocol::file::Identity;
+use crate::protocol::nbd::NbdAddress;
 
 use super::backing_name::{combine, file_below};
 use super::chain::{header_reference, identity_of};
 use super::description::{DriverOptions, NullDescription};
 use super::filter_description::FilterOptions;
+use super::nbd_description::NbdDescription;
 use super::origin::Origin;
 use super::value::Value;
 
@@ -113,6 +115,7 @@ fn plain_name(node: &Node) -> Option<String> {
     match &given.driver {
         DriverOptions::File(file) => Some(file.filename.clone()),
         DriverOptions::Null(null) => null_name(null),
+        DriverOptions::Nbd(nbd) => Some(nbd.file_name()),
         DriverOptions::Filter(filter) => filter_name(node, &filter.options),
         DriverOptions::Raw { part, .. } if !part.is_whole() => None,
         _ if is_overridden(node) => None,
@@ -158,6 +161,7 @@ fn tree_of(node: &Node) -> String {
             tree.text("driver", file.kind.name());
             tree.text("filename", &file.filename);
         }
+        DriverOptions::Nbd(nbd) => nbd_tree(&mut tree, nbd),
         DriverOptions::Null(null) => {
             tree.optional("read-zeroes", null.read_zeroes);
             tree.text("driver", null.driver_name);
@@ -191,6 +195,23 @@ fn tree_of(node: &Node) -> String {
         }
     }
     tree.finish()
+}
+
+/// Members in QEMU's order; the server flat.
+fn nbd_tree(tree: &mut Members, nbd: &NbdDescription) {
+    match &nbd.address {
+        NbdAddress::Unix(path) => tree.text("server.path", path),
+        NbdAddress::Inet { host, .. } => tree.text("server.host", host),
+    }
+    tree.text("driver", "nbd");
+    tree.optional_text("export", nbd.export.as_deref());
+    match &nbd.address {
+        NbdAddress::Unix(_) => tree.text("server.type", "unix"),
+        NbdAddress::Inet { port, .. } => {
+            tree.text("server.type", "inet");
+            tree.text("server.port", &port.to_string());
+        }
+    }
 }
 
 /// A filter that a job put in has what it filters and nothing else.

@@ -2,20 +2,23 @@
 
 use std::rc::Rc;
 
-use crate::block::{Child, DetectZeroes, DiscardMode, Node, NodeOptions, Permissions};
+use crate::block::{Child, DetectZeroes, DiscardMode, Driver as _, Node, NodeOptions, Permissions};
 use crate::error::{Error, ErrorKind, Result};
 use crate::protocol::file::Created;
+use crate::protocol::nbd::Nbd;
 
 use super::backing_name::{looks_like, path_of};
 use super::description::{BackingDescription, ChildDescription};
 use super::effective::Source;
+use super::nbd_description::NbdDescription;
+use super::snapshot_file::CANNOT_CREATE;
 use super::{Blockdev, SnapshotMode, file_name, names};
 
 /// What the target is to be.
 pub struct NewTarget<'a> {
     /// The node that is copied: the target is opened as it is, but writable.
     pub source: &'a Rc<Node>,
-    /// File or device of the target.
+    /// File, device or NBD export of the target.
     pub filename: &'a str,
     /// Format; where it is not given that of the source, or raw for an image that is there.
     pub format: Option<&'a str>,
@@ -56,13 +59,20 @@ impl Blockdev {
     /// # Errors
     /// In QEMU's words; nothing stays open, and a file that was not there before is removed.
     pub async fn open_job_target(&self, wanted: NewTarget<'_>) -> Result<JobTarget> {
-        let filename = path_of(wanted.filename)?;
+        let filename = match NbdDescription::of_name(wanted.filename) {
+            Some(nbd) => {
+                nbd?;
+                wanted.filename
+            }
+            None => path_of(wanted.filename)?,
+        };
         if let Some(name) = wanted.node_name {
             names::check_new(&self.graph, name)?;
         }
         let created = match wanted.mode {
             SnapshotMode::Existing => None,
             SnapshotMode::AbsolutePaths => {
+                self.check_creatable(&wanted).await?;
                 let (format, size) = (self.format_of(&wanted), wanted.source.size());
                 let made = self.create_image_file(filename, format, size, wanted.backing);
                 Some(made.await?)
@@ -92,6 +102,25 @@ impl Blockdev {
         }
         file_name::refresh_all(&self.graph);
         settled
+    }
+
+    /// Images are not made on NBD servers; what cannot be reached either is told, too, as QEMU does.
+    async fn check_creatable(&self, wanted: &NewTarget<'_>) -> Result<()> {
+        let Some(nbd) = NbdDescription::of_name(wanted.filename) else {
+            return Ok(());
+        };
+        let options = nbd?.options(&NodeOptions::default());
+        let message = match Nbd::open(&self.handle, options).await {
+            Ok(nbd) => {
+                nbd.close().await?;
+                CANNOT_CREATE.to_owned()
+            }
+            Err(error) => format!(
+                "{CANNOT_CREATE}; however, opening the given target as an existing image failed: \
+                 {error}"
+            ),
+        };
+        Err(Error::new(ErrorKind::Unsupported, message))
     }
 
     fn format_of<'a>(&self, wanted: &NewTarget<'a>) -> &'a str {

@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::format::qcow2::{BitmapKeeping, OpenOptions, Qcow2};
 use crate::format::raw::{BesideOptions, Raw, RawOptions};
 use crate::protocol::file::{File, FileOptions};
+use crate::protocol::nbd::Nbd;
 use crate::protocol::null::{Null, NullOptions};
 
 use super::description::{
@@ -215,6 +216,10 @@ impl Blockdev {
         match (driver, edges) {
             (DriverOptions::File(file), []) => self.file(file, options).await,
             (DriverOptions::Null(null), []) => self.null(null),
+            (DriverOptions::Nbd(nbd), []) => {
+                let opening = Nbd::open(&self.handle, nbd.options(options));
+                Ok(Box::new(Box::pin(opening).await?))
+            }
             (DriverOptions::Raw { part, .. }, [edge]) => {
                 Ok(Box::new(self.raw(name, *part, edge, options).await?))
             }

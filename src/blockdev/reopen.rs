@@ -270,7 +270,7 @@ impl Blockdev {
                 }
             }
             DriverOptions::Filter(filter) => self.apply_filter(node, &filter.options, steps)?,
-            DriverOptions::File(_) | DriverOptions::Null(_) => {}
+            DriverOptions::File(_) | DriverOptions::Null(_) | DriverOptions::Nbd(_) => {}
         }
         Ok(())
     }

@@ -261,6 +261,11 @@ fn check_fixed_of_driver(
                 return Err(cannot_change("locking"));
             }
         }
+        (DriverOptions::Nbd(before), DriverOptions::Nbd(now)) => {
+            if let Some(option) = before.difference(now) {
+                return Err(cannot_change(option));
+            }
+        }
         (DriverOptions::Null(before), DriverOptions::Null(now)) if before != now => {
             let option = if before.size != now.size {
                 "size"

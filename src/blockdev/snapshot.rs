@@ -20,6 +20,7 @@ use super::description::{
     Qcow2Description, SharedOptions,
 };
 use super::effective::Source;
+use super::nbd_description::NbdDescription;
 use super::origin::Origin;
 use super::value::invalid;
 use super::{Blockdev, backing_name, check_not_busy, file_name, names};
@@ -193,14 +194,11 @@ impl Blockdev {
         Ok(overlay)
     }
 
-    /// Describes an image in a file or on a device, opened with the options of another node.
-    pub(super) async fn image_description(
-        &self,
-        like: &NodeOptions,
-        filename: &str,
-        format: &str,
-        backing: BackingDescription,
-    ) -> Result<Description> {
+    /// What a name means: an export of an NBD server, a file or a device.
+    async fn protocol_of(&self, filename: &str) -> Result<DriverOptions> {
+        if let Some(nbd) = NbdDescription::of_name(filename) {
+            return nbd.map(DriverOptions::Nbd);
+        }
         let path = filename.to_owned();
         let is_device = self
             .handle
@@ -211,10 +209,22 @@ impl Blockdev {
         } else {
             FileKind::Regular
         };
+        let file = FileDescription::named(filename, kind);
+        Ok(DriverOptions::File(file))
+    }
+
+    /// Describes an image in a file, on a device or on a server, opened with the options of another node.
+    pub(super) async fn image_description(
+        &self,
+        like: &NodeOptions,
+        filename: &str,
+        format: &str,
+        backing: BackingDescription,
+    ) -> Result<Description> {
         let inline = Description {
             node_name: None,
             shared: SharedOptions::default(),
-            driver: DriverOptions::File(FileDescription::named(filename, kind)),
+            driver: self.protocol_of(filename).await?,
         };
         let file = ChildDescription::Inline(Box::new(inline));
         let driver = match format {

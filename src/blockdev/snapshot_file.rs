@@ -11,6 +11,7 @@ use crate::protocol::file::{Created, FileKind, create as create_file};
 use super::chain::identity_of;
 use super::description::{Description, DriverOptions, FileDescription, SharedOptions};
 use super::effective::Source;
+use super::nbd_description::NbdDescription;
 use super::value::invalid;
 use super::{Blockdev, file_name};
 
@@ -21,6 +22,10 @@ pub(super) const CREATOR: Permissions = Permissions {
         .union(Permission::RESIZE),
     shared: Permission::CONSISTENT_READ.union(Permission::WRITE_UNCHANGED),
 };
+
+/// A server has the exports that it has.
+pub(super) const CANNOT_CREATE: &str = "Protocol driver 'nbd' does not support creating new images, so \
+                                        an existing image must be selected as the target";
 
 impl Blockdev {
     /// Creates an image of `size` bytes, which reads as zeroes or as its backing file; what the file held
@@ -36,6 +41,9 @@ impl Blockdev {
         backing: Option<&Rc<Node>>,
     ) -> Result<Created> {
         check_format(format, backing.is_some())?;
+        if NbdDescription::of_name(filename).is_some() {
+            return Err(Error::new(ErrorKind::Unsupported, CANNOT_CREATE));
+        }
         let backing = backing.map(|node| BackingReference {
             file: file_name::for_header(node),
             format: Some(node.driver().driver_name().to_owned()),

@@ -179,12 +179,12 @@ fn unsupported_options_are_refused_by_name() {
         let inactive = with(qcow2(&dir, "n", "a.qcow2"), "active", Value::Bool(false));
         let text = refusal(&blockdev, &dir, inactive).await;
         assert!(text.contains("not supported"), "{text}");
-        let nbd = Value::map([
-            ("driver", Value::str("nbd")),
+        let other = Value::map([
+            ("driver", Value::str("vmdk")),
             ("node-name", Value::str("n")),
         ]);
-        let text = refusal(&blockdev, &dir, nbd).await;
-        assert_eq!(text, "Parameter 'driver' does not accept value 'nbd'");
+        let text = refusal(&blockdev, &dir, other).await;
+        assert_eq!(text, "Parameter 'driver' does not accept value 'vmdk'");
     });
 }
 

@@ -49,6 +49,8 @@ mod model;
 #[cfg(feature = "testing")]
 mod mutations;
 mod nbd_bitmaps;
+#[cfg(feature = "testing")]
+mod nbd_client;
 mod nbd_gone;
 mod nbd_peers;
 mod nbd_raw;
@@ -64,6 +66,7 @@ mod qmp_command_line;
 mod qmp_daemon;
 mod qmp_jobs;
 mod qmp_monitor;
+mod qmp_nbd;
 mod qmp_raw_bitmaps;
 mod qmp_replay;
 #[cfg(feature = "testing")]

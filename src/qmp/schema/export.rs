@@ -156,7 +156,7 @@ static SOCKET_ADDRESS_TYPE: Enum = Enum {
     values: &["inet", "unix"],
 };
 
-static SOCKET_ADDRESS: Object = Object::new(
+pub(super) static SOCKET_ADDRESS: Object = Object::new(
     "SocketAddress",
     &[req("type", Type::Enum(&SOCKET_ADDRESS_TYPE))],
 )

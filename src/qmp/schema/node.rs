@@ -1,8 +1,8 @@
 //! Describing, adding, changing and removing nodes.
 
 use super::{
-    Alternate, BOOL, Command, EMPTY_RESULT, Enum, Event, INT, Object, STR, Type, U64, Variants,
-    cmd, filter, job, opt, refused, req,
+    Alternate, BOOL, Command, EMPTY_RESULT, Enum, Event, INT, Object, STR, Type, U32, U64,
+    Variants, cmd, export, filter, job, opt, refused, req,
 };
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -58,6 +58,7 @@ pub static BLOCKDEV_OPTIONS: Object = Object {
             ("copy-on-read", &filter::COPY_ON_READ_OPTIONS),
             ("file", &FILE_OPTIONS),
             ("host_device", &FILE_OPTIONS),
+            ("nbd", &NBD_OPTIONS),
             ("null-aio", &NULL_OPTIONS),
             ("null-co", &NULL_OPTIONS),
             ("preallocate", &filter::PREALLOCATE_OPTIONS),
@@ -78,6 +79,7 @@ pub(super) static DRIVER: Enum = Enum {
         "copy-on-read",
         "file",
         "host_device",
+        "nbd",
         "null-aio",
         "null-co",
         "preallocate",
@@ -166,6 +168,19 @@ static NULL_OPTIONS: Object = Object::new(
         opt("size", INT),
         opt("latency-ns", U64),
         opt("read-zeroes", BOOL),
+    ],
+);
+
+static NBD_OPTIONS: Object = Object::new(
+    "BlockdevOptionsNbd",
+    &[
+        req("server", Type::Object(&export::SOCKET_ADDRESS)),
+        opt("export", STR),
+        refused("tls-creds", "TLS is not spoken"),
+        refused("tls-hostname", "TLS is not spoken"),
+        refused("x-dirty-bitmap", "only base:allocation is asked for"),
+        opt("reconnect-delay", U32),
+        opt("open-timeout", U32),
     ],
 );
 

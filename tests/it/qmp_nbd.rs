@@ -1,0 +1,187 @@
+//! NBD nodes over the control socket: as targets of jobs, with servers of QEMU that die.
+
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command};
+
+use serde_json::json;
+
+use crate::qmp_daemon::{Client, Daemon, poll};
+
+/// QEMU's server, killed at the end.
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn has_qemu() -> bool {
+    let found = Command::new("qemu-nbd").arg("--version").output().is_ok();
+    if !found {
+        eprintln!("SKIPPED: qemu-nbd is not installed, which serves here");
+    }
+    found
+}
+
+fn run(daemon: &Daemon, program: &str, line: &str) {
+    let mut command = Command::new(program);
+    let output = command
+        .current_dir(daemon.directory.path())
+        .args(line.split_whitespace());
+    let output = output.output().expect("it starts");
+    assert!(output.status.success(), "{program} {line}: {output:?}");
+}
+
+/// Serves `target.img` at `t.sock` as `t`.
+fn serve(daemon: &Daemon) -> Server {
+    let socket = daemon.path("t.sock");
+    let _ = std::fs::remove_file(&socket);
+    let child = Command::new("qemu-nbd")
+        .current_dir(daemon.directory.path())
+        .args(["-t", "-e", "8", "-x", "t", "-f", "raw", "-k"])
+        .arg(&socket)
+        .arg("target.img")
+        .spawn();
+    let server = Server(child.expect("qemu-nbd starts"));
+    poll(|| UnixStream::connect(&socket).ok());
+    server
+}
+
+/// A daemon with `disk`, a qcow2 image with data, and a target of the same size.
+fn site() -> (Daemon, Client<UnixStream>) {
+    let daemon = Daemon::start(&[]);
+    run(&daemon, "qemu-img", "create -q -f qcow2 disk.qcow2 8M");
+    for (value, place) in [("1", "0 1M"), ("2", "5M 64k")] {
+        let output = Command::new("qemu-io")
+            .current_dir(daemon.directory.path())
+            .args(["-f", "qcow2", "disk.qcow2", "-c"])
+            .arg(format!("write -P {value} {place}"))
+            .output();
+        assert!(output.expect("qemu-io starts").status.success());
+    }
+    run(&daemon, "qemu-img", "create -q -f raw target.img 8M");
+    let mut client = daemon.client();
+    client.execute(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "disk", "read-only": true,
+            "file": {"driver": "file", "filename": daemon.path("disk.qcow2")}}),
+    );
+    (daemon, client)
+}
+
+fn concluded(client: &mut Client<UnixStream>, id: &str) -> String {
+    poll(|| {
+        let jobs = client.execute("query-jobs", json!({}));
+        let jobs = jobs.as_array().expect("a list").clone();
+        let job = jobs.into_iter().find(|job| job["id"] == id)?;
+        let ended = job["status"] == "concluded";
+        ended.then(|| job["error"].as_str().unwrap_or("none").to_owned())
+    })
+}
+
+fn same(daemon: &Daemon) {
+    run(
+        daemon,
+        "qemu-img",
+        "compare -f qcow2 -F raw disk.qcow2 target.img",
+    );
+}
+
+#[test]
+fn backups_and_mirrors_go_to_a_server() {
+    if !has_qemu() {
+        return;
+    }
+    let (daemon, mut client) = site();
+    let server = serve(&daemon);
+    let target = format!("nbd:unix:{}:exportname=t", daemon.path("t.sock").display());
+    client.execute(
+        "drive-mirror",
+        json!({"job-id": "m", "device": "disk", "target": target, "sync": "full",
+            "mode": "existing", "format": "raw", "auto-dismiss": false}),
+    );
+    poll(|| {
+        let jobs = client.execute("query-jobs", json!({}));
+        (jobs[0]["status"] == "ready").then_some(())
+    });
+    client.execute("block-job-cancel", json!({"device": "m"}));
+    assert_eq!(concluded(&mut client, "m"), "none");
+    client.execute("job-dismiss", json!({"id": "m"}));
+    drop(server);
+    same(&daemon);
+
+    run(&daemon, "qemu-img", "create -q -f raw target.img 8M");
+    let server = serve(&daemon);
+    client.execute(
+        "blockdev-add",
+        json!({"driver": "nbd", "node-name": "remote", "export": "t",
+            "server": {"type": "unix", "path": daemon.path("t.sock")}}),
+    );
+    let nodes = client.execute("query-named-block-nodes", json!({}));
+    let name = format!("nbd+unix:///t?socket={}", daemon.path("t.sock").display());
+    let nodes = nodes.as_array().expect("nodes");
+    assert!(
+        nodes.iter().any(|node| node["file"] == name.as_str()),
+        "{nodes:?}"
+    );
+    client.execute(
+        "blockdev-backup",
+        json!({"job-id": "b", "device": "disk", "target": "remote", "sync": "full",
+            "auto-dismiss": false}),
+    );
+    assert_eq!(concluded(&mut client, "b"), "none");
+    client.execute("job-dismiss", json!({"id": "b"}));
+    client.execute("blockdev-del", json!({"node-name": "remote"}));
+    drop(server);
+    same(&daemon);
+}
+
+/// The server dies in the middle: under `report` the job fails, under `stop` it waits and goes on with the next one.
+#[test]
+fn jobs_outlive_their_server_as_their_policy_says() {
+    if !has_qemu() {
+        return;
+    }
+    for policy in ["report", "ignore", "stop"] {
+        let (daemon, mut client) = site();
+        let server = serve(&daemon);
+        client.execute(
+            "blockdev-add",
+            json!({"driver": "nbd", "node-name": "remote", "export": "t",
+                "server": {"type": "unix", "path": daemon.path("t.sock")}}),
+        );
+        client.execute(
+            "blockdev-backup",
+            json!({"job-id": "b", "device": "disk", "target": "remote", "sync": "full",
+                "speed": 65536, "on-target-error": policy, "auto-dismiss": false}),
+        );
+        drop(server);
+        client.execute("block-job-set-speed", json!({"device": "b", "speed": 0}));
+        match policy {
+            "report" => assert_eq!(concluded(&mut client, "b"), "Input/output error"),
+            "stop" => {
+                poll(|| {
+                    let jobs = client.execute("query-block-jobs", json!({}));
+                    (jobs[0]["io-status"] == "failed").then_some(())
+                });
+                let _server = serve(&daemon);
+                // The node does not try again at once.
+                std::thread::sleep(std::time::Duration::from_secs(1));
+                client.execute("block-job-resume", json!({"device": "b"}));
+                assert_eq!(concluded(&mut client, "b"), "none");
+                same(&daemon);
+            }
+            _ => {
+                client.execute("job-cancel", json!({"id": "b"}));
+                concluded(&mut client, "b");
+            }
+        }
+        let nodes = client.execute("query-named-block-nodes", json!({}));
+        assert!(
+            nodes.as_array().expect("nodes").len() > 2,
+            "the daemon goes on"
+        );
+    }
+}
