@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind, Result};
 
 use super::header::Header;
-use super::layout::{HostCluster, HostOffset, L1Entry, RefcountTableEntry};
+use super::layout::{Geometry, HostCluster, HostOffset, L1Entry, RefcountTableEntry};
 use super::slice_cache::NumberSet;
 use super::table::Table;
 
@@ -59,6 +59,26 @@ impl MetadataSet {
             }
         }
         Ok(set)
+    }
+
+    /// Takes in where internal snapshots have their tables: offsets and bytes.
+    ///
+    /// # Errors
+    /// They share a cluster with other metadata, or are not aligned.
+    pub(super) fn add_snapshots(
+        &mut self,
+        geometry: &Geometry,
+        places: &[(HostOffset, u64)],
+    ) -> Result<()> {
+        for (offset, bytes) in places {
+            if geometry.in_cluster(offset.0) != 0 {
+                let message = format!("snapshot table offset {offset} invalid");
+                return Err(Error::new(ErrorKind::Corrupt, message));
+            }
+            let count = geometry.clusters_for(*bytes).0;
+            self.add("snapshot metadata", geometry.host_cluster(*offset), count)?;
+        }
+        Ok(())
     }
 
     /// Takes in what is not there yet.

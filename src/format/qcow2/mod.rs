@@ -3,7 +3,8 @@
 //! A guest offset leads through the L1 table and an L2 table to a host cluster; refcounts say which
 //! host clusters are in use. L1 and refcount table are in memory, slices of the others in caches.
 //! Not here: opening children (that is `blockdev`'s), subclusters, external data files, encryption,
-//! writing to images with internal snapshots.
+//! making and deleting internal snapshots (images that have some are written like others: what snapshots
+//! use, too, has no COPIED flag and is copied before it changes).
 //!
 //! Invariants:
 //! - A mapping reaches the disk after the data and the refcounts that it needs are durable
@@ -138,5 +139,7 @@ mod behaviour_tests;
 mod hostile_tests;
 #[cfg(test)]
 mod qemu_tests;
+#[cfg(test)]
+mod snapshot_tests;
 #[cfg(test)]
 mod tests;

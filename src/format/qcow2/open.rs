@@ -18,6 +18,7 @@ use super::header::{Header, Incompatible, V3_LENGTH, invalid};
 use super::layout::{HostOffset, MAX_L1_BYTES};
 use super::metadata_set::MetadataSet;
 use super::slice_cache::SliceCache;
+use super::snapshot_table;
 use super::table::Table;
 use super::turn::Turn;
 use super::write_back::Progress;
@@ -152,22 +153,19 @@ impl Qcow2 {
     /// Checks that the image may be written, and makes a dirty one clean.
     pub(super) async fn become_writable(&self) -> Result<()> {
         self.check_health()?;
-        let (incompatible, snapshots) = {
-            let header = self.header.borrow();
-            (header.incompatible, header.snapshots)
-        };
+        let header = self.header.borrow().clone();
+        let incompatible = header.incompatible;
         if incompatible.contains(Incompatible::CORRUPT) {
             let message = "qcow2: Image is corrupt; cannot be opened read/write";
             return Err(Error::new(ErrorKind::Permission, message));
         }
-        if snapshots > 0 {
-            let message = "Images with internal snapshots can only be opened read-only";
-            return Err(Error::new(ErrorKind::Unsupported, message));
-        }
-        let metadata = {
-            let header = self.header.borrow();
-            MetadataSet::of_image(&header, &self.l1.borrow(), &self.refcount_table.borrow())
-        };
+        let snapshots = Box::pin(snapshot_table::places(&self.file(), &header)).await?;
+        let metadata =
+            MetadataSet::of_image(&header, &self.l1.borrow(), &self.refcount_table.borrow());
+        let metadata = metadata.and_then(|mut set| {
+            set.add_snapshots(&header.geometry, &snapshots)?;
+            Ok(set)
+        });
         let metadata = metadata.map_err(|error| {
             let message = format!("qcow2: Image is corrupt: {}", error.message());
             Error::new(ErrorKind::InvalidImage, message)

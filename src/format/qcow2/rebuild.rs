@@ -25,6 +25,9 @@ fn refuse(reason: impl std::fmt::Display) -> Error {
 impl Qcow2 {
     /// Makes refcounts right and removes the dirty mark.
     pub(super) async fn rebuild_refcounts(&self) -> Result<()> {
+        if self.header.borrow().snapshots > 0 {
+            return Err(refuse("it has internal snapshots"));
+        }
         tracing::info!(node = self.node_name, "image is dirty: counting references");
         let mut references = self.count_references().await?;
         let turn = self.allocator.turn.take().await;

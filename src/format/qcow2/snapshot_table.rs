@@ -5,6 +5,7 @@ use crate::buffer::MemorySlice;
 use crate::error::Result;
 
 use super::header::{Header, invalid};
+use super::layout::{HostOffset, MAX_L1_BYTES};
 
 /// Bytes of an entry before its extra data.
 const FIXED: usize = 40;
@@ -12,6 +13,8 @@ const FIXED: usize = 40;
 const MOST_EXTRA: u32 = 1024;
 /// Most bytes of a table.
 const MOST_BYTES: u64 = 64 << 20;
+/// Most bytes of the L1 tables of all snapshots of an image that is written.
+const MOST_L1_BYTES: u64 = 1 << 30;
 
 /// An internal snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +31,14 @@ pub struct InternalSnapshot {
     pub vm_state_size: u64,
     /// Instructions that the guest had run, where they were counted.
     pub instructions: Option<u64>,
+    /// Size of the disk; entries of version 2 do not say it.
+    pub disk_size: Option<u64>,
+    /// Its L1 table.
+    pub l1_offset: HostOffset,
+    /// Entries of its L1 table.
+    pub l1_entries: u32,
+    /// Bytes of its entry in the table.
+    bytes: u64,
 }
 
 /// Reads the table that the header names, from the image's file.
@@ -42,13 +53,44 @@ pub async fn read_snapshots(file: &Child, header: &Header) -> Result<Vec<Interna
         let fixed = read(file, offset, FIXED).await?;
         let lengths = Lengths::of(&fixed)?;
         let rest = read(file, offset + FIXED as u64, lengths.sum()).await?;
-        snapshots.push(parse(&fixed, &rest, &lengths));
-        offset += ((FIXED + lengths.sum()) as u64).next_multiple_of(8);
+        let snapshot = parse(&fixed, &rest, &lengths);
+        offset += snapshot.bytes;
+        snapshots.push(snapshot);
         if offset - start > MOST_BYTES {
             return Err(invalid("Snapshot table is too large"));
         }
     }
     Ok(snapshots)
+}
+
+/// What the snapshots take in the file beside L2 tables and data: their table and their L1 tables, as
+/// offsets and bytes.
+///
+/// # Errors
+/// An L1 table does not lie in the file, or they are larger together than any sensible image has them;
+/// what the table's reading says.
+pub(super) async fn places(file: &Child, header: &Header) -> Result<Vec<(HostOffset, u64)>> {
+    let snapshots = read_snapshots(file, header).await?;
+    let mut places = Vec::new();
+    let table_bytes = snapshots.iter().map(|snapshot| snapshot.bytes).sum();
+    places.push((header.snapshots_offset, table_bytes));
+    let mut left = MOST_L1_BYTES;
+    for snapshot in &snapshots {
+        let (offset, bytes) = (snapshot.l1_offset, u64::from(snapshot.l1_entries) * 8);
+        let end = offset.0.checked_add(bytes);
+        let inside = end.is_some_and(|end| end <= file.node().size());
+        if !inside || bytes > MAX_L1_BYTES.min(left) || header.geometry.in_cluster(offset.0) != 0 {
+            let message = format!(
+                "Snapshot '{}' has an invalid L1 table at {offset} of {bytes:#x} bytes",
+                snapshot.name
+            );
+            return Err(invalid(message));
+        }
+        left -= bytes;
+        places.push((offset, bytes));
+    }
+    places.retain(|(_, bytes)| *bytes > 0);
+    Ok(places)
 }
 
 async fn read(file: &Child, offset: u64, length: usize) -> Result<Vec<u8>> {
@@ -93,6 +135,10 @@ fn parse(fixed: &[u8], rest: &[u8], lengths: &Lengths) -> InternalSnapshot {
         vm_clock: number(fixed, 24, 8),
         vm_state_size: more(0).unwrap_or(number(fixed, 32, 4)),
         instructions: more(16).filter(|count| *count != u64::MAX),
+        disk_size: more(8),
+        l1_offset: HostOffset(number(fixed, 0, 8)),
+        l1_entries: number(fixed, 8, 4) as u32,
+        bytes: ((FIXED + lengths.sum()) as u64).next_multiple_of(8),
     }
 }
 
