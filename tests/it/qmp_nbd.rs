@@ -185,3 +185,103 @@ fn jobs_outlive_their_server_as_their_policy_says() {
         );
     }
 }
+
+/// Exports the node over NBD and writes to it as a guest would.
+fn guest(daemon: &Daemon, client: &mut Client<UnixStream>, node: &str, command: &str) {
+    let socket = daemon.path("own.sock");
+    client.execute(
+        "nbd-server-start",
+        json!({"addr": {"type": "unix", "data": {"path": socket}}}),
+    );
+    client.execute(
+        "block-export-add",
+        json!({"type": "nbd", "id": "e", "node-name": node, "writable": true}),
+    );
+    let output = Command::new("qemu-io")
+        .args(["-f", "raw", "-c", command])
+        .arg(format!("nbd+unix:///{node}?socket={}", socket.display()))
+        .output();
+    let output = output.expect("qemu-io starts");
+    assert!(output.status.success(), "{command}: {output:?}");
+    client.execute("nbd-server-stop", json!({}));
+}
+
+fn add_remote(daemon: &Daemon, client: &mut Client<UnixStream>, read_only: bool) {
+    client.execute(
+        "blockdev-add",
+        json!({"driver": "nbd", "node-name": "remote", "export": "t", "read-only": read_only,
+            "server": {"type": "unix", "path": daemon.path("t.sock")}}),
+    );
+}
+
+/// A disk is used before its content is here; when all of it is, nobody needs the server any more.
+#[test]
+fn a_disk_is_attached_now_and_streamed_from_a_server() {
+    if !has_qemu() {
+        return;
+    }
+    let (daemon, mut client) = site();
+    run(
+        &daemon,
+        "qemu-img",
+        "convert -f qcow2 -O raw disk.qcow2 target.img",
+    );
+    run(&daemon, "qemu-img", "create -q -f qcow2 local.qcow2 8M");
+    let server = serve(&daemon);
+    add_remote(&daemon, &mut client, true);
+    client.execute(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "local", "backing": "remote",
+            "file": {"driver": "file", "filename": daemon.path("local.qcow2")}}),
+    );
+    // Part of a cluster: the rest of it comes from the server.
+    guest(&daemon, &mut client, "local", "write -P 7 1000k 100k");
+    client.execute(
+        "block-stream",
+        json!({"job-id": "s", "device": "local", "auto-dismiss": false}),
+    );
+    assert_eq!(concluded(&mut client, "s"), "none");
+    client.execute("job-dismiss", json!({"id": "s"}));
+    client.execute("blockdev-del", json!({"node-name": "remote"}));
+    drop(server);
+    client.execute("blockdev-del", json!({"node-name": "local"}));
+    run(&daemon, "qemu-img", "check -q local.qcow2");
+    let written = Command::new("qemu-io")
+        .current_dir(daemon.directory.path())
+        .args(["-f", "raw", "target.img", "-c", "write -P 7 1000k 100k"])
+        .output();
+    assert!(written.expect("qemu-io starts").status.success());
+    let line = "compare -f qcow2 -F raw local.qcow2 target.img";
+    run(&daemon, "qemu-img", line);
+}
+
+/// A server's bytes are a qcow2 image, whose metadata and data both go there.
+#[test]
+fn an_image_lies_on_a_server() {
+    if !has_qemu() {
+        return;
+    }
+    let (daemon, mut client) = site();
+    run(&daemon, "cp", "disk.qcow2 copy.qcow2");
+    run(&daemon, "cp", "disk.qcow2 target.img");
+    // What a server exports does not grow with the image.
+    run(&daemon, "truncate", "-s 16M target.img");
+    let server = serve(&daemon);
+    add_remote(&daemon, &mut client, false);
+    client.execute(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "there", "file": "remote"}),
+    );
+    guest(&daemon, &mut client, "there", "write -P 8 3M 200k");
+    client.execute("blockdev-del", json!({"node-name": "there"}));
+    client.execute("blockdev-del", json!({"node-name": "remote"}));
+    drop(server);
+    let written = Command::new("qemu-io")
+        .current_dir(daemon.directory.path())
+        .args(["-f", "qcow2", "copy.qcow2", "-c", "write -P 8 3M 200k"])
+        .output();
+    assert!(written.expect("qemu-io starts").status.success());
+    run(&daemon, "qemu-img", "check -q -f qcow2 target.img");
+    let line = "compare -f qcow2 -F qcow2 copy.qcow2 target.img";
+    run(&daemon, "qemu-img", line);
+}
