@@ -168,9 +168,12 @@ fn jobs_outlive_their_server_as_their_policy_says() {
                     (jobs[0]["io-status"] == "failed").then_some(())
                 });
                 let _server = serve(&daemon);
-                // The node does not try again at once.
-                std::thread::sleep(std::time::Duration::from_secs(1));
-                client.execute("block-job-resume", json!({"device": "b"}));
+                // The node does not try again at once, so that the job may stop again.
+                poll(|| {
+                    client.call("block-job-resume", json!({"device": "b"}));
+                    let jobs = client.execute("query-jobs", json!({}));
+                    (jobs[0]["status"] == "concluded").then_some(())
+                });
                 assert_eq!(concluded(&mut client, "b"), "none");
                 same(&daemon);
             }
