@@ -4,6 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
+use std::time::Duration;
 
 use super::rate_limit::RateLimit;
 use super::{
@@ -309,11 +310,15 @@ impl Job {
             let Some(delay) = self.limit.delay(self.handle.now()) else {
                 break;
             };
-            // Whatever changes, a wake-up before the time is no harm.
-            let _ = self.handle.timeout(delay, self.changed.notified()).await;
+            self.rest(delay).await;
         }
         self.pieces.set(self.pieces.get() + 1);
         Some(Piece { job: self.clone() })
+    }
+
+    /// Lets this time pass, or less where something about the job changes: whoever rests looks again afterwards.
+    pub(super) async fn rest(&self, delay: Duration) {
+        let _ = self.handle.timeout(delay, self.changed.notified()).await;
     }
 
     /// Waits while the job is paused. A pause that came while the last piece was in flight would be missed

@@ -3,11 +3,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::copy::{CopyError, Pace, run};
 use super::{ErrorAction, ErrorPolicies, Job, LocalFuture, Operation, Piece};
 use crate::error::Error;
 use crate::range::ByteRange;
+
+/// Before a piece whose error was ignored is tried again. What fails at once would fail as often as the thread can ask, and
+/// nobody else would get a turn.
+const BREATHER: Duration = Duration::from_millis(100);
 
 /// Where pieces come from, and what is done with each.
 pub(super) trait Pieces {
@@ -87,11 +92,14 @@ impl Crew {
         while let Err(failure) = pieces.carry_out(piece).await {
             // A pause holds when no piece is in flight.
             drop(admission);
-            if self.judge(&failure)? == ErrorAction::Ignore && !pieces.retries() {
-                let error = failure.error().duplicate();
-                self.ignored.borrow_mut().get_or_insert(error);
-                pieces.ended(piece);
-                return Ok(());
+            if self.judge(&failure)? == ErrorAction::Ignore {
+                if !pieces.retries() {
+                    let error = failure.error().duplicate();
+                    self.ignored.borrow_mut().get_or_insert(error);
+                    pieces.ended(piece);
+                    return Ok(());
+                }
+                self.job.rest(BREATHER).await;
             }
             let Some(again) = self.job.admit().await else {
                 // Cancelled: the piece is not done, and does not count as progress.
