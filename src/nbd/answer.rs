@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 use crate::error::{Error, Result, strerror};
 use crate::range::ByteRange;
 
-use super::client_handshake::{Fields, violation};
+use super::client_handshake::violation;
 use super::errno::ErrorCode;
 use super::extent::Extent;
+use super::fields::Fields;
 use super::option::MAX_STRING_LENGTH;
 use super::protocol::{
     CommandFlags, REQUEST_MAGIC, ReplyMode, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC, chunk, cmd,
@@ -261,9 +262,8 @@ impl Answer {
             _ => {
                 let (error, length) = (fields.u32()?, usize::from(fields.u16()?));
                 let text = fields
-                    .0
-                    .get(..length)
-                    .ok_or_else(|| violation("the text of an error is cut off"))?;
+                    .bytes(length)
+                    .map_err(|_| violation("the text of an error is cut off"))?;
                 if error == 0 {
                     return Err(violation("an error without a number"));
                 }

@@ -4,6 +4,7 @@ use nix::errno::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 
+use super::fields::{Fields, WrongLength};
 use super::meta_context::ALLOCATION_CONTEXT;
 use super::protocol::{
     GREETING_MAGIC, HandshakeFlags, OPTION_MAGIC, OPTION_REPLY_MAGIC, ReplyMode, TransmissionFlags,
@@ -339,35 +340,11 @@ pub(super) fn violation(what: impl std::fmt::Display) -> Error {
     Error::from_errno(Errno::EIO, message)
 }
 
-/// Data that has not been looked at yet.
-pub(super) struct Fields<'a>(pub(super) &'a [u8]);
-
-impl Fields<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let (field, rest) = self
-            .0
-            .split_first_chunk()
-            .ok_or_else(|| violation("a reply is too short"))?;
-        self.0 = rest;
-        Ok(*field)
-    }
-
-    pub(super) fn u16(&mut self) -> Result<u16> {
-        self.take().map(u16::from_be_bytes)
-    }
-
-    pub(super) fn u32(&mut self) -> Result<u32> {
-        self.take().map(u32::from_be_bytes)
-    }
-
-    pub(super) fn u64(&mut self) -> Result<u64> {
-        self.take().map(u64::from_be_bytes)
-    }
-
-    pub(super) fn end(&self) -> Result<()> {
-        match self.0 {
-            [] => Ok(()),
-            _ => Err(violation("a reply is too long")),
+impl From<WrongLength> for Error {
+    fn from(wrong: WrongLength) -> Error {
+        match wrong {
+            WrongLength::Short => violation("a reply is too short"),
+            WrongLength::Long(_) => violation("a reply is too long"),
         }
     }
 }

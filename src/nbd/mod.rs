@@ -26,6 +26,7 @@ mod answer;
 mod client_handshake;
 mod errno;
 mod extent;
+mod fields;
 mod handshake;
 mod meta_context;
 mod negotiation;

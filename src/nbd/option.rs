@@ -1,5 +1,6 @@
 //! Data of handshake options, parsed.
 
+use super::fields::{Fields, WrongLength};
 use super::protocol::rep;
 
 /// Longest string the protocol allows, in bytes.
@@ -38,7 +39,7 @@ pub(super) struct InfoOption {
 impl InfoOption {
     pub(super) fn parse(data: &[u8]) -> Result<Self, Refusal> {
         let mut fields = Fields(data);
-        let name = fields.string()?;
+        let name = string(&mut fields)?;
         let count = fields.u16()?;
         let requests = (0..count).map(|_| fields.u16()).collect::<Result<_, _>>()?;
         fields.end()?;
@@ -56,11 +57,11 @@ pub(super) struct MetaContextOption {
 impl MetaContextOption {
     pub(super) fn parse(data: &[u8]) -> Result<Self, Refusal> {
         let mut fields = Fields(data);
-        let name = fields.string()?;
+        let name = string(&mut fields)?;
         let count = fields.u32()?;
         let mut queries = Vec::new();
         for _ in 0..count {
-            queries.push(fields.string()?);
+            queries.push(string(&mut fields)?);
         }
         fields.end()?;
         Ok(Self { name, queries })
@@ -81,42 +82,20 @@ pub(super) fn parse_string(bytes: &[u8]) -> Result<String, Refusal> {
     }
 }
 
-/// Option data that has not been looked at yet.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn bytes(&mut self, length: usize) -> Result<&'a [u8], Refusal> {
-        let (field, rest) = self
-            .0
-            .split_at_checked(length)
-            .ok_or_else(|| Refusal::invalid("option data is too short"))?;
-        self.0 = rest;
-        Ok(field)
-    }
-
-    fn u16(&mut self) -> Result<u16, Refusal> {
-        let field = self.bytes(2)?;
-        Ok(u16::from_be_bytes([field[0], field[1]]))
-    }
-
-    fn u32(&mut self) -> Result<u32, Refusal> {
-        let field = self.bytes(4)?;
-        Ok(u32::from_be_bytes([field[0], field[1], field[2], field[3]]))
-    }
-
-    fn string(&mut self) -> Result<String, Refusal> {
-        let length = self.u32()? as usize;
-        parse_string(self.bytes(length)?)
-    }
-
-    fn end(&self) -> Result<(), Refusal> {
-        match self.0.len() {
-            0 => Ok(()),
-            extra => Err(Refusal::invalid(format!(
-                "option data has {extra} bytes too many"
-            ))),
+impl From<WrongLength> for Refusal {
+    fn from(wrong: WrongLength) -> Self {
+        match wrong {
+            WrongLength::Short => Self::invalid("option data is too short"),
+            WrongLength::Long(extra) => {
+                Self::invalid(format!("option data has {extra} bytes too many"))
+            }
         }
     }
+}
+
+fn string(fields: &mut Fields<'_>) -> Result<String, Refusal> {
+    let length = fields.u32()? as usize;
+    parse_string(fields.bytes(length)?)
 }
 
 #[cfg(test)]
