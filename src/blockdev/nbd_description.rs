@@ -4,14 +4,10 @@ use std::time::Duration;
 
 use crate::block::NodeOptions;
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::{DEFAULT_PORT, MAX_STRING_LENGTH, percent_encoded};
 use crate::protocol::nbd::{NbdAddress, NbdOptions};
 
 use super::value::{Reader, invalid};
-
-/// TCP port where a name gives none.
-const DEFAULT_PORT: u16 = 10809;
-/// Bytes of an export's name at most.
-const MAX_EXPORT: usize = 4096;
 
 /// Options of `nbd`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +25,7 @@ pub struct NbdDescription {
 impl NbdDescription {
     fn new(address: NbdAddress, export: Option<String>) -> Result<NbdDescription> {
         let name = export.as_deref().unwrap_or_default();
-        if name.len() > MAX_EXPORT || name.contains('\0') {
+        if name.len() > MAX_STRING_LENGTH || name.contains('\0') {
             return Err(invalid("export name too long to send to server"));
         }
         Ok(NbdDescription {
@@ -65,16 +61,11 @@ impl NbdDescription {
 
     /// The name by which QEMU calls it.
     pub(super) fn file_name(&self) -> String {
-        let export = encode(self.export.as_deref().unwrap_or_default());
+        let export = percent_encoded(self.export.as_deref().unwrap_or_default(), b"");
+        let slash = if export.is_empty() { "" } else { "/" };
         match &self.address {
-            NbdAddress::Unix(path) => {
-                let slash = if export.is_empty() { "" } else { "/" };
-                format!("nbd+unix://{slash}{export}?socket={path}")
-            }
-            NbdAddress::Inet { host, port, .. } => {
-                let slash = if export.is_empty() { "" } else { "/" };
-                format!("nbd://{host}:{port}{slash}{export}")
-            }
+            NbdAddress::Unix(path) => format!("nbd+unix://{slash}{export}?socket={path}"),
+            NbdAddress::Inet { host, port, .. } => format!("nbd://{host}:{port}{slash}{export}"),
         }
     }
 
@@ -207,16 +198,6 @@ fn decode(text: &str) -> Option<String> {
         bytes.push((high * 16 + low) as u8);
     }
     String::from_utf8(bytes).ok()
-}
-
-fn encode(text: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:".contains(&byte);
-    text.bytes()
-        .map(|byte| match is_plain(byte) {
-            true => char::from(byte).to_string(),
-            false => format!("%{byte:02X}"),
-        })
-        .collect()
 }
 
 #[cfg(test)]

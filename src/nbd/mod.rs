@@ -1,8 +1,8 @@
 //! The NBD protocol: wire format and the state machines of both sides.
 //!
 //! This is the NBD specification (`doc/proto.md` of the reference implementation) turned into types: bytes go in,
-//! decisions and bytes come out. It is neither a server nor a client: no socket, no clock, no buffer of guest data and no block node is
-//! touched here. [`crate::export::nbd`] moves the bytes of a server and carries out its requests,
+//! decisions and bytes come out. It is neither a server nor a client: no socket, no clock, no buffer of guest data
+//! and no block node is touched here. [`crate::export::nbd`] moves the bytes of a server and carries out its requests,
 //! [`crate::protocol::nbd`] those of a client.
 //!
 //! * [`Handshake`]: fixed newstyle option haggling, until a [`Session`] is agreed on.
@@ -26,6 +26,7 @@ mod answer;
 mod client_handshake;
 mod errno;
 mod extent;
+mod family;
 mod fields;
 mod handshake;
 mod meta_context;
@@ -36,11 +37,13 @@ mod reply;
 mod request;
 mod request_reader;
 mod session;
+mod uri;
 
 pub use answer::{Answer, Body, MAGIC_LENGTH, MAX_HEADER_REST, Question, ReplyHeader, Told};
 pub use client_handshake::{BlockLimits, ClientHandshake, ClientStep, Terms};
 pub use errno::ErrorCode;
 pub use extent::{Extent, ExtentList, MAX_EXTENTS, STATE_DIRTY, STATE_HOLE, STATE_ZERO};
+pub use family::is_family_allowed;
 pub use handshake::{CloseReason, Handshake, Step};
 pub use meta_context::{ALLOCATION_CONTEXT, SelectedContext};
 pub use option::{MAX_OPTION_LENGTH, MAX_STRING_LENGTH};
@@ -49,6 +52,7 @@ pub use reply::{ReplyTo, ReplyWriter};
 pub use request::{Command, Request};
 pub use request_reader::{Incoming, RequestReader};
 pub use session::{BlockSizes, Catalog, ExportInfo, Session};
+pub use uri::percent_encoded;
 
 #[cfg(test)]
 mod recorded_tests;

@@ -45,7 +45,7 @@ const LAYERS: &[Layer] = &[
     layer("testing", &["block", "runtime"], &[]),
     layer(
         "blockdev",
-        &["block", "protocol", "format", "filter", "runtime"],
+        &["block", "protocol", "format", "filter", "nbd", "runtime"],
         &["testing"],
     ),
     layer(

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::daemon::command_line::Item;
 use crate::daemon::{self, Face};
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::percent_encoded;
 use crate::runtime::remove_socket;
 
 use super::args::ServeArguments;
@@ -101,7 +102,10 @@ fn announce(exports: &Value, names: Vec<String>, nbd: Option<&str>) -> Result<()
     let mut text = String::new();
     for name in names {
         let place = match nbd {
-            Some(socket) => format!("nbd+unix:///{name}?socket={}", percent_encoded(socket)),
+            Some(socket) => format!(
+                "nbd+unix:///{name}?socket={}",
+                percent_encoded(socket, b"@")
+            ),
             None => device(exports, &name)?,
         };
         text += &place;
@@ -124,27 +128,11 @@ fn device(exports: &Value, id: &str) -> Result<String, String> {
         .ok_or_else(|| format!("the export '{id}' went away"))
 }
 
-/// What may stand in a URI's query stays; every other byte is `%XX`.
-fn percent_encoded(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:@".contains(&byte);
-    text.bytes()
-        .map(|byte| match plain(byte) {
-            true => char::from(byte).to_string(),
-            false => format!("%{byte:02X}"),
-        })
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn paths_in_uris_are_encoded() {
-        assert_eq!(percent_encoded("/run/a b?ä"), "/run/a%20b%3F%C3%A4");
-    }
 
     #[test]
     fn devices_are_found_by_their_export() {

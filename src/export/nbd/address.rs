@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::nbd::is_family_allowed;
 use crate::runtime::remove_socket;
 
 /// Connections that may wait to be accepted.
@@ -71,14 +72,8 @@ impl ServerAddress {
 }
 
 impl InetAddress {
-    /// Whether an address of that family may be used: if one family is asked for, the other is not unless it is, too.
     fn allows(&self, address: &SocketAddr) -> bool {
-        let (asked, other) = if address.is_ipv4() {
-            (self.ipv4, self.ipv6)
-        } else {
-            (self.ipv6, self.ipv4)
-        };
-        asked.unwrap_or(other != Some(true))
+        is_family_allowed(self.ipv4, self.ipv6, address)
     }
 
     fn resolve(&self) -> Result<Vec<SocketAddr>> {

@@ -11,6 +11,7 @@ use nix::sys::socket::{
 };
 
 use crate::error::{Error, ErrorKind, Result, strerror};
+use crate::nbd::is_family_allowed;
 use crate::runtime::Handle;
 use crate::runtime::ring::RingFile;
 
@@ -73,12 +74,7 @@ impl NbdAddress {
         let NbdAddress::Inet { ipv4, ipv6, .. } = self else {
             return false;
         };
-        let (asked, other) = if address.is_ipv4() {
-            (ipv4, ipv6)
-        } else {
-            (ipv6, ipv4)
-        };
-        asked.unwrap_or(*other != Some(true))
+        is_family_allowed(*ipv4, *ipv6, address)
     }
 
     fn resolve(&self) -> Result<Vec<SocketAddr>> {

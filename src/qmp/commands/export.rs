@@ -9,6 +9,7 @@ use crate::export::nbd::{
     BitmapReference, InetAddress, NbdExportSpec, NbdServerOptions, ServerAddress,
 };
 use crate::export::{Export, ExportSpec, ExportStatus, ExportType, RemoveMode};
+use crate::nbd::MAX_STRING_LENGTH;
 use crate::qmp::error::QmpError;
 use crate::qmp::schema::Args;
 
@@ -17,9 +18,6 @@ const MAX_CONNECTIONS: u32 = 100;
 
 /// Seconds for a handshake where nothing else is said.
 const HANDSHAKE_SECONDS: u32 = 10;
-
-/// Bytes in an NBD name or description at most.
-const NBD_STRING_MAX: usize = 4096;
 
 /// `block-export-add` and `--export`.
 pub(super) async fn add(context: &Context, args: Args<'_>) -> Outcome {
@@ -254,7 +252,7 @@ pub(super) fn add_to_nbd_server(context: &Context, args: Args<'_>) -> Outcome {
 }
 
 fn check_length(what: &str, text: &str) -> Result<(), QmpError> {
-    match text.len() > NBD_STRING_MAX {
+    match text.len() > MAX_STRING_LENGTH {
         true => Err(QmpError::generic(format!("{what} '{text}' too long"))),
         false => Ok(()),
     }
