@@ -50,8 +50,12 @@ fn begun(flags: u32) -> Handshake {
 
 /// Steps until input is wanted or the handshake is over.
 fn run(handshake: &mut Handshake) -> Step {
+    run_with(handshake, &Two)
+}
+
+fn run_with(handshake: &mut Handshake, catalog: &dyn Catalog) -> Step {
     loop {
-        let step = handshake.step(&Two);
+        let step = handshake.step(catalog);
         if step != Step::Answered {
             return step;
         }
@@ -205,6 +209,54 @@ fn contexts_count_only_for_the_export_they_were_selected_for() {
 }
 
 /// Bytes that look a little like options, so that the deeper layers are reached.
+/// An export "disk" that offers these contexts.
+struct Offering(&'static [&'static str]);
+
+impl Catalog for Offering {
+    fn list(&self) -> Vec<(String, Option<String>)> {
+        Two.list()
+    }
+
+    fn find(&self, name: &str) -> Option<ExportInfo> {
+        let contexts = self.0.iter().map(|name| name.to_string()).collect();
+        Two.find(name).map(|info| ExportInfo { contexts, ..info })
+    }
+}
+
+/// An export that has gone, and another one under its name: the daemon ended when the client asked for a context that
+/// the new one did not have.
+#[test]
+fn contexts_do_not_count_for_another_export_of_the_same_name() {
+    let before = Offering(&["base:allocation", "qemu:dirty-bitmap:b"]);
+    let selection = [
+        name_field("disk"),
+        1u32.to_be_bytes().to_vec(),
+        name_field("qemu:dirty-bitmap:b"),
+    ]
+    .concat();
+    let go = [name_field("disk"), vec![0, 0]].concat();
+    for (now, contexts) in [
+        (&["base:allocation", "qemu:dirty-bitmap:b"][..], 1),
+        (&["base:allocation", "qemu:dirty-bitmap:c"], 0),
+        (&["base:allocation"], 0),
+    ] {
+        let mut handshake = begun(3);
+        handshake.input(
+            &[
+                option(opt::STRUCTURED_REPLY, b""),
+                option(opt::SET_META_CONTEXT, &selection),
+            ]
+            .concat(),
+        );
+        assert_eq!(run_with(&mut handshake, &before), Step::Receive);
+        handshake.input(&option(opt::GO, &go));
+        let Step::Enter(session) = run_with(&mut handshake, &Offering(now)) else {
+            panic!("{now:?}");
+        };
+        assert_eq!(session.contexts.len(), contexts, "{now:?}");
+    }
+}
+
 fn optionish() -> impl Strategy<Value = Vec<u8>> {
     let data = prop::collection::vec(prop_oneof![Just(0u8), Just(4u8), any::<u8>()], 0..40);
     let one = (0u32..13, data).prop_map(|(number, data)| option(number, &data));

@@ -172,7 +172,9 @@ impl Negotiation {
     /// The session with this export, as far as negotiated.
     pub(super) fn session(&self, name: String, export: &ExportInfo) -> Session {
         let contexts = match &self.contexts {
-            Some((selected_for, contexts)) if *selected_for == name => contexts.clone(),
+            Some((selected_for, contexts)) if *selected_for == name && export.offers(contexts) => {
+                contexts.clone()
+            }
             _ => Vec::new(),
         };
         let flags = export.transmission_flags(self.mode);

@@ -54,6 +54,14 @@ pub struct Session {
 }
 
 impl ExportInfo {
+    /// Whether all of these are what they were when they were selected: another export may have come under the name.
+    pub(super) fn offers(&self, selected: &[SelectedContext]) -> bool {
+        let offered = |context: &SelectedContext| self.contexts.get(context.id as usize);
+        selected
+            .iter()
+            .all(|context| offered(context) == Some(&context.name))
+    }
+
     /// What a client is told that the export can do.
     pub(super) fn transmission_flags(&self, mode: ReplyMode) -> TransmissionFlags {
         use TransmissionFlags as F;
