@@ -104,35 +104,36 @@ fn dirtiness(bitmap: &Bitmap, range: ByteRange) -> (u64, u32) {
     })
 }
 
-/// The bitmaps that these references name, none twice, ready to be occupied.
+/// Occupies the bitmaps that these references name, none twice.
 ///
 /// # Errors
 ///
 /// In QEMU's words: there is no such node or bitmap, somebody works with it, it says nothing, or it goes on recording while the
 /// export is read-only and so is believed to stay as it is. Two different ones have the same name, as contexts have none else.
-pub(super) fn find_bitmaps(
+pub(super) fn occupy_bitmaps(
     graph: &Graph,
     exported: &Rc<Node>,
     writable: bool,
     references: &[BitmapReference],
-) -> Result<Vec<Rc<Bitmap>>> {
-    let mut found: Vec<Rc<Bitmap>> = Vec::new();
+) -> Result<Vec<BusyBitmap>> {
+    let mut occupied: Vec<BusyBitmap> = Vec::new();
     for reference in references {
         let bitmap = find_bitmap(graph, exported, writable, reference)?;
-        bitmap.check_not(BitmapFlags::BUSY | BitmapFlags::INCONSISTENT)?;
-        match found.iter().find(|other| other.name() == bitmap.name()) {
-            Some(other) if Rc::ptr_eq(other, &bitmap) => {}
-            Some(_) => {
-                let text = format!(
-                    "Two bitmaps are called '{}', as is what clients ask for",
-                    bitmap.name()
-                );
-                return Err(Error::refused(text));
-            }
-            None => found.push(bitmap),
+        if occupied
+            .iter()
+            .any(|busy| Rc::ptr_eq(busy.bitmap(), &bitmap))
+        {
+            continue;
         }
+        let busy = bitmap.occupy()?;
+        let name = bitmap.name();
+        if occupied.iter().any(|other| other.bitmap().name() == name) {
+            let text = format!("Two bitmaps are called '{name}', as is what clients ask for");
+            return Err(Error::refused(text));
+        }
+        occupied.push(busy);
     }
-    Ok(found)
+    Ok(occupied)
 }
 
 fn find_bitmap(

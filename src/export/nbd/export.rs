@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 use crate::block::{BusyBitmap, Child};
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::{Export, ExportSpec, ExportType, LocalFuture};
-use crate::nbd::{BlockSizes, ExportInfo, MAX_STRING_LENGTH};
+use crate::nbd::{BlockSizes, ExportInfo, MAX_STRING_LENGTH, SelectedContext};
 use crate::runtime::sync::Notify;
 
 use super::context::{BitmapReference, Context};
@@ -94,12 +94,9 @@ impl NbdExport {
         self.writethrough
     }
 
-    /// The context of that full name; there is one, as only offered names can be selected.
-    pub(super) fn context(&self, name: &str) -> &Context {
-        match self.contexts.iter().find(|context| context.name() == name) {
-            Some(context) => context,
-            None => unreachable!("context '{name}' was never offered"),
-        }
+    /// The context that a client selected; its id is the place in what was offered.
+    pub(super) fn context(&self, selected: &SelectedContext) -> &Context {
+        &self.contexts[selected.id as usize]
     }
 
     /// What the handshake tells about it.

@@ -6,7 +6,6 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::block::Bitmap;
 use crate::error::{Error, ErrorKind, Result};
 use crate::export::Exports;
 use crate::nbd::{Catalog, ExportInfo};
@@ -17,7 +16,7 @@ use crate::runtime::{Handle, Task, remove_socket};
 use super::ServerAddress;
 use super::address::{Bound, Listener};
 use super::client;
-use super::context::find_bitmaps;
+use super::context::occupy_bitmaps;
 use super::export::{NbdExport, NbdExportSpec};
 use super::payload::Payloads;
 use super::socket::Socket;
@@ -119,9 +118,8 @@ impl NbdServer {
             return Err(Error::new(ErrorKind::InUse, text));
         }
         let (graph, writable) = (exports.graph(), spec.common.writable);
-        let bitmaps = find_bitmaps(graph, &node, writable, &spec.bitmaps)?;
+        let bitmaps = occupy_bitmaps(graph, &node, writable, &spec.bitmaps)?;
         let root = exports.attach(&node, writable, false)?;
-        let bitmaps = bitmaps.iter().map(Bitmap::occupy).collect::<Result<_>>()?;
         let export = Rc::new(NbdExport::new(spec, root, bitmaps, &self.shared));
         self.shared.exports.borrow_mut().push(export.clone());
         exports.insert(export.clone());

@@ -2,7 +2,7 @@
 
 use crate::buffer::MemorySlice;
 use crate::error::Result;
-use crate::nbd::{ReplyTo, Request, SelectedContext};
+use crate::nbd::{ReplyTo, Request};
 use crate::range::ByteRange;
 
 use super::request::Connection;
@@ -29,17 +29,19 @@ async fn chunks(
     places: &[usize],
 ) -> Result<Vec<u8>> {
     let mut reply = Vec::new();
+    let (to, range) = (
+        ReplyTo::from(request),
+        ByteRange::between(request.offset, request.offset + request.length),
+    );
     for (number, place) in places.iter().enumerate() {
-        let SelectedContext { id, name } = &connection.contexts[*place];
-        let range = ByteRange::between(request.offset, request.offset + request.length);
-        let context = connection.export.context(name);
+        let selected = &connection.contexts[*place];
+        let context = connection.export.context(selected);
         let list = context.describe(connection.root(), range, one).await?;
         let last = number + 1 == places.len();
-        let to = ReplyTo::from(request);
         reply.extend(
             connection
                 .writer
-                .block_status(to, *id, list.extents(), last),
+                .block_status(to, selected.id, list.extents(), last),
         );
     }
     Ok(reply)
