@@ -73,7 +73,15 @@ struct Fleece<'a> {
     file: &'a Path,
     client: QmpClient,
     /// What takes back what was done, in the order in which it was.
-    undo: Vec<(&'static str, Value)>,
+    undo: Vec<Undo>,
+}
+
+/// A step that takes something back.
+enum Undo {
+    /// By a command.
+    Command(&'static str, Value),
+    /// By ending the job that has the checkpoint's name.
+    Job,
 }
 
 impl Fleece<'_> {
@@ -87,12 +95,13 @@ impl Fleece<'_> {
             json!({"driver": "qcow2", "node-name": name, "discard": "unmap", "file": file,
                 "backing": self.device}),
         )?;
-        self.undo.push(("blockdev-del", json!({"node-name": name})));
+        self.undo
+            .push(Undo::Command("blockdev-del", json!({"node-name": name})));
         if let Some(socket) = &self.arguments.nbd {
             let path = absolute(socket)?;
             let address = json!({"type": "unix", "data": {"path": text_of(&path)?}});
             self.execute("nbd-server-start", json!({"addr": address}))?;
-            self.undo.push(("nbd-server-stop", json!({})));
+            self.undo.push(Undo::Command("nbd-server-stop", json!({})));
         }
         let actions = json!({"actions": self.actions()});
         match &self.arguments.since {
@@ -102,11 +111,9 @@ impl Fleece<'_> {
             }
             Some(since) => {
                 self.execute("transaction", actions)?;
-                self.undo.push((
-                    "transaction",
-                    json!({"actions": self.counter_rotation(since)}),
-                ));
-                self.undo.push(("job-cancel", json!({"id": name})));
+                let back = json!({"actions": self.counter_rotation(since)});
+                self.undo.push(Undo::Command("transaction", back));
+                self.undo.push(Undo::Job);
                 self.export(&[json!({"node": self.device, "name": since})])
             }
         }
@@ -117,7 +124,8 @@ impl Fleece<'_> {
         let export =
             json!({"type": "nbd", "id": name, "node-name": name, "name": name, "bitmaps": bitmaps});
         self.execute("block-export-add", export)?;
-        self.undo.push(("block-export-del", json!({"id": name})));
+        self.undo
+            .push(Undo::Command("block-export-del", json!({"id": name})));
         Ok(())
     }
 
@@ -160,10 +168,11 @@ impl Fleece<'_> {
     }
 
     fn take_back(&mut self) {
-        while let Some((command, members)) = self.undo.pop() {
-            let taken_back = match command {
-                "job-cancel" => until_cancelled(&mut self.client, &self.arguments.checkpoint),
-                _ => self.execute(command, members),
+        while let Some(undo) = self.undo.pop() {
+            let name = &self.arguments.checkpoint;
+            let (command, taken_back) = match undo {
+                Undo::Command(command, members) => (command, self.execute(command, members)),
+                Undo::Job => ("job-cancel", until_cancelled(&mut self.client, name)),
             };
             if let Err(error) = taken_back {
                 tracing::error!(command, %error, "something of a checkpoint stays");
