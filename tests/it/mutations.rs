@@ -4,6 +4,7 @@
 use liveblk::testing::{Random, for_each_seed};
 
 use super::fuzzed::{nbd_connection, nbd_server, option_value, qmp_session};
+use super::nbd_raw::{option_reply, reply_chunk};
 
 const QMP: &[&str] = &[
     r#"{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": 1}"#,
@@ -125,48 +126,39 @@ fn nbd_connections() {
 
 /// What servers say: a handshake with and without structured replies, and replies to what `nbd_server` asks.
 fn server_seeds() -> Vec<Vec<u8>> {
-    let reply = |option: u32, kind: u32, data: &[u8]| {
-        let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
-        bytes.extend(option.to_be_bytes());
-        bytes.extend(kind.to_be_bytes());
-        bytes.extend((data.len() as u32).to_be_bytes());
-        bytes.extend(data);
-        bytes
-    };
-    let chunk = |last: u16, kind: u16, cookie: u64, data: &[u8]| {
-        let mut bytes = 0x668e_33ef_u32.to_be_bytes().to_vec();
-        bytes.extend(last.to_be_bytes());
-        bytes.extend(kind.to_be_bytes());
-        bytes.extend(cookie.to_be_bytes());
-        bytes.extend((data.len() as u32).to_be_bytes());
-        bytes.extend(data);
-        bytes
-    };
     let greeting = b"NBDMAGICIHAVEOPT\0\x03".to_vec();
     let export = [&[0, 0][..], &(1u64 << 20).to_be_bytes(), &[0, 0x6d]].concat();
     let sizes = [0, 3, 0, 0, 2, 0, 0, 0, 16, 0, 2, 0, 0, 0];
-    let go = [reply(7, 3, &export), reply(7, 3, &sizes), reply(7, 1, b"")].concat();
-    let context = [reply(10, 4, b"\0\0\0\0base:allocation"), reply(10, 1, b"")];
+    let go = [
+        option_reply(7, 3, &export),
+        option_reply(7, 3, &sizes),
+        option_reply(7, 1, b""),
+    ]
+    .concat();
+    let context = [
+        option_reply(10, 4, b"\0\0\0\0base:allocation"),
+        option_reply(10, 1, b""),
+    ];
     let data = [&4096u64.to_be_bytes()[..], &[9; 4096]].concat();
     let hole = [&8192u64.to_be_bytes()[..], &4096u32.to_be_bytes()].concat();
     let status = [0u32, 4096, 3].map(u32::to_be_bytes).concat();
     let replies = [
-        chunk(1, 0, 3, b""),
-        chunk(0, 1, 4, &data),
-        chunk(1, 2, 4, &hole),
-        chunk(1, 5, 5, &status),
-        chunk(1, 0x8001, 4, b"\0\0\0\x05\0\x03bad"),
+        reply_chunk(1, 0, 3, b""),
+        reply_chunk(0, 1, 4, &data),
+        reply_chunk(1, 2, 4, &hole),
+        reply_chunk(1, 5, 5, &status),
+        reply_chunk(1, 0x8001, 4, b"\0\0\0\x05\0\x03bad"),
     ]
     .concat();
     let mut simple = 0x6744_6698_u32.to_be_bytes().to_vec();
     simple.extend([0, 0, 0, 0]);
     simple.extend(4u64.to_be_bytes());
     simple.extend([9; 8192]);
-    let refused = reply(8, 1 << 31 | 1, b"no");
+    let refused = option_reply(8, 1 << 31 | 1, b"no");
     vec![
         [
             greeting.clone(),
-            reply(8, 1, b""),
+            option_reply(8, 1, b""),
             context.concat(),
             go.clone(),
             replies,

@@ -15,6 +15,7 @@ use liveblk::runtime::{Config, Runtime};
 use liveblk::testing::{Random, Subject, attach, check_contract, full_access, insert};
 use nix::errno::Errno;
 
+use crate::nbd_raw::{option_reply, reply_chunk};
 use crate::nbd_server::{Site, memory, serve, serve_with};
 
 const SIZE: u64 = 1 << 20;
@@ -401,29 +402,16 @@ fn lying_servers_are_given_up() {
 
 /// What a server says for a handshake without block sizes and the first read of 4096 bytes.
 fn good_conversation() -> Vec<u8> {
-    let reply = |option: u32, kind: u32, data: &[u8]| {
-        let mut bytes = 0x0003_e889_0455_65a9_u64.to_be_bytes().to_vec();
-        bytes.extend(option.to_be_bytes());
-        bytes.extend(kind.to_be_bytes());
-        bytes.extend((data.len() as u32).to_be_bytes());
-        bytes.extend(data);
-        bytes
-    };
     let export = [&[0, 0][..], &SIZE.to_be_bytes(), &[0, 0x0d]].concat();
-    let mut chunk = 0x668e_33ef_u32.to_be_bytes().to_vec();
-    chunk.extend([0, 1, 0, 1]);
-    chunk.extend(1u64.to_be_bytes());
-    chunk.extend((8 + 4096u32).to_be_bytes());
-    chunk.extend(0u64.to_be_bytes());
-    chunk.extend([9; 4096]);
+    let data = [&0u64.to_be_bytes()[..], &[9; 4096]].concat();
     [
         b"NBDMAGICIHAVEOPT\0\x03".to_vec(),
-        reply(8, 1, b""),
-        reply(10, 4, b"\0\0\0\x01base:allocation"),
-        reply(10, 1, b""),
-        reply(7, 3, &export),
-        reply(7, 1, b""),
-        chunk,
+        option_reply(8, 1, b""),
+        option_reply(10, 4, b"\0\0\0\x01base:allocation"),
+        option_reply(10, 1, b""),
+        option_reply(7, 3, &export),
+        option_reply(7, 1, b""),
+        reply_chunk(1, 1, 1, &data),
     ]
     .concat()
 }

@@ -22,6 +22,31 @@ const EINVAL: u32 = 22;
 const ENOSPC: u32 = 28;
 const ENOTSUP: u32 = 95;
 
+/// What a server answers to an option.
+pub(crate) fn option_reply(option: u32, kind: u32, data: &[u8]) -> Vec<u8> {
+    [
+        &0x0003_e889_0455_65a9_u64.to_be_bytes()[..],
+        &option.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &(data.len() as u32).to_be_bytes(),
+        data,
+    ]
+    .concat()
+}
+
+/// A chunk of a server's structured reply; `last` is 1 for the last.
+pub(crate) fn reply_chunk(last: u16, kind: u16, cookie: u64, data: &[u8]) -> Vec<u8> {
+    [
+        &0x668e_33ef_u32.to_be_bytes()[..],
+        &last.to_be_bytes(),
+        &kind.to_be_bytes(),
+        &cookie.to_be_bytes(),
+        &(data.len() as u32).to_be_bytes(),
+        data,
+    ]
+    .concat()
+}
+
 /// A client without any extension.
 pub(crate) struct RawClient(pub(crate) UnixStream);
 
