@@ -3,35 +3,28 @@
 set -euo pipefail
 . "$(dirname "$0")/harness.sh"
 
-check_file_system() {
-    case $1 in
-        ext4) must e2fsck -fn "$DEVICE" ;;
-        xfs) must xfs_repair -n "$DEVICE" ;;
-    esac
-}
-
-for type in ext4 xfs; do
-    step "$type on a 512 MiB image"
-    new_image $type.qcow2 512M
-    serve $type $type.qcow2
-    must mkfs.$type -q "$DEVICE"
+for FS in ext4 xfs; do
+    step "$FS on a 512 MiB image"
+    new_image $FS.qcow2 512M
+    serve $FS $FS.qcow2
+    make_file_system "$DEVICE"
     mkdir -p mnt
     mount "$DEVICE" mnt
     random_file mnt/random $((24 * SCALE < 200 ? 24 * SCALE : 200))
     for i in $(seq 200); do echo "file $i" >"mnt/small$i"; done
     dd if=/dev/zero of=mnt/zeroes bs=64k count=100 oflag=direct status=none
     rm mnt/small?5
-    (cd mnt && sha256sum ./* 2>/dev/null) >$type.sums || true
+    (cd mnt && sha256sum ./* 2>/dev/null) >$FS.sums || true
     umount mnt
-    check_file_system $type
-    stop_daemon $type
+    check_file_system "$DEVICE"
+    stop_daemon $FS
     wait_for_no_device "$DEVICE"
-    check_images $type.qcow2
+    check_images $FS.qcow2
 
-    step "$type served again, read-only"
-    serve $type $type.qcow2
+    step "$FS served again, read-only"
+    serve $FS $FS.qcow2
     mount -o ro "$DEVICE" mnt
-    (cd mnt && sha256sum --quiet -c ../$type.sums) || fail "files changed"
+    (cd mnt && sha256sum --quiet -c ../$FS.sums) || fail "files changed"
     umount mnt
-    stop_daemon $type
+    stop_daemon $FS
 done

@@ -19,12 +19,18 @@ must mount "$DEVICE" mnt
 dd if=/dev/urandom of=mnt/kept bs=1M count=12 conv=fsync status=none
 KEPT=$(sha256sum <mnt/kept)
 
-# Waits until the job has ended; it has no error.
-end_of_job() {
+# Waits two minutes at most for the job to end.
+until_concluded() {
     for _ in $(seq 1200); do
-        ! qmp d query-jobs | grep -q '"concluded"' || break
+        ! qmp d query-jobs | grep -q '"concluded"' || return 0
         sleep 0.1
     done
+    fail "the job does not end: $(qmp d query-jobs)"
+}
+
+# Waits until the job has ended; it has no error.
+end_of_job() {
+    until_concluded
     ! qmp d query-jobs | grep -q '"error"' || fail "$1: $(qmp d query-jobs)"
     must qmp d job-dismiss id=j
 }
@@ -117,10 +123,7 @@ must qmp d blockdev-backup device=l1 target=t job-id=j sync=full auto-dismiss=fa
 BEGAN=$SECONDS
 dd if=/dev/urandom of=mnt/fast bs=1M count=8 oflag=direct conv=fsync status=none
 [ $((SECONDS - BEGAN)) -lt 60 ] || fail "a slow target has held the guest up for $((SECONDS - BEGAN)) s"
-for _ in $(seq 600); do
-    ! qmp d query-jobs | grep -q '"concluded"' || break
-    sleep 0.1
-done
+until_concluded
 qmp d query-jobs | grep -q '"error"' || fail "the snapshot should have come to an end: $(qmp d query-jobs)"
 must qmp d job-dismiss id=j
 must qmp d blockdev-del node-name=t
@@ -150,7 +153,7 @@ must qmp d blockdev-add driver=qcow2 node-name=n discard=unmap backing=l1 file.d
 must qmp d blockdev-backup device=l1 target=n job-id=j sync=none auto-dismiss=false
 read_moment n
 must qmp d job-cancel id=j
-until qmp d query-jobs | grep -q '"concluded"'; do sleep 0.1; done
+until_concluded
 must qmp d job-dismiss id=j
 must qmp d blockdev-del node-name=n
 
