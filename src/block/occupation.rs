@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::error::{Error, ErrorKind, Result};
 
-use super::Node;
+use super::{Node, Role};
 
 /// Why a node is busy, oldest reason first.
 #[derive(Default)]
@@ -51,6 +51,17 @@ impl Node {
             content,
         });
         Occupation { all, number }
+    }
+
+    /// Only users are above the node, no other node.
+    ///
+    /// # Errors
+    /// Another node is, in QEMU's words.
+    pub fn check_root(&self) -> Result<()> {
+        match self.parents().iter().all(|edge| edge.role() == Role::Root) {
+            true => Ok(()),
+            false => Err(Error::refused("Need a root block node")),
+        }
     }
 
     /// Nobody keeps others off the node.

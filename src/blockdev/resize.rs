@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use nix::errno::Errno;
 
-use crate::block::{Node, Permission, Permissions, Role, TruncateOptions};
+use crate::block::{Node, Permission, Permissions, TruncateOptions};
 use crate::error::{Error, ErrorKind, Result, strerror};
 
 use super::chain::{chain_contains, note_automatic};
@@ -65,9 +65,7 @@ impl Blockdev {
         backing_file: &str,
     ) -> Result<()> {
         let root = names::find_either(&self.graph, device)?;
-        if root.parents().iter().any(|edge| edge.role() != Role::Root) {
-            return Err(invalid("Need a root block node"));
-        }
+        root.check_root()?;
         let image = names::find_node(&self.graph, image_node_name)?;
         let Some(backing) = image.backing() else {
             return Err(invalid(

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use serde_json::json;
 
 use super::{Context, Outcome, job};
-use crate::block::{Node, Role};
+use crate::block::Node;
 use crate::blockdev::{chain_contains, find_either, find_in_chain, find_node};
 use crate::error::{Error, Result};
 use crate::job::{Commit, Job, Stream, check_unoccupied};
@@ -86,13 +86,7 @@ pub(super) async fn commit(context: &Context, args: Args<'_>) -> Outcome {
 }
 
 async fn start_commit(context: &Context, args: Args<'_>, device: Rc<Node>) -> Result<Rc<Job>> {
-    if device
-        .parents()
-        .iter()
-        .any(|edge| edge.role() != Role::Root)
-    {
-        return Err(Error::refused("Need a root block node"));
-    }
+    device.check_root()?;
     device.check_unoccupied()?;
     let top = commit_top(context, args, &device)?;
     let base = commit_base(context, args, &top)?;

@@ -20,7 +20,7 @@ const MOST_GRANULARITY: u32 = 64 << 20;
 pub(super) async fn blockdev(context: &Context, args: Args<'_>) -> Outcome {
     let device = find_either(&context.graph, args.required_str("device"))?;
     let target = find_either(&context.graph, args.required_str("target"))?;
-    check_root(&device)?;
+    device.check_root()?;
     let before = match args.bool("target-is-zero") {
         Some(true) => Before::Zero,
         _ => Before::Unknown,
@@ -37,7 +37,7 @@ pub(super) async fn blockdev(context: &Context, args: Args<'_>) -> Outcome {
 /// `drive-mirror`.
 pub(super) async fn drive(context: &Context, args: Args<'_>) -> Outcome {
     let device = find_either(&context.graph, args.required_str("device"))?;
-    check_root(&device)?;
+    device.check_root()?;
     if args.str("replaces").is_some() && args.str("node-name").is_none() {
         let text = "a node-name must be provided when replacing a named node of the graph";
         return Err(Error::refused(text).into());
@@ -128,15 +128,6 @@ pub(super) fn target_mode(args: Args<'_>) -> SnapshotMode {
         Some("existing") => SnapshotMode::Existing,
         _ => SnapshotMode::AbsolutePaths,
     }
-}
-
-/// Nobody but users is above the device.
-fn check_root(device: &Rc<Node>) -> Result<()> {
-    let parents = device.parents();
-    if parents.iter().any(|edge| edge.role() != Role::Root) {
-        return Err(Error::refused("Need a root block node"));
-    }
-    Ok(())
 }
 
 fn granularity(args: Args<'_>) -> Result<Option<u64>> {
