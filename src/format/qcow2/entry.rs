@@ -36,9 +36,21 @@ impl L1Entry {
         self.0 & COPIED != 0
     }
 
+    /// The same table, which may be changed in place or not.
+    pub fn with_copied(self, copied: bool) -> L1Entry {
+        L1Entry(with_copied(self.0, copied))
+    }
+
     /// Bits that the specification wants to be 0.
     pub fn reserved(self) -> u64 {
         self.0 & !(COPIED | OFFSET_MASK)
+    }
+}
+
+fn with_copied(entry: u64, copied: bool) -> u64 {
+    match copied {
+        true => entry | COPIED,
+        false => entry & !COPIED,
     }
 }
 
@@ -138,6 +150,11 @@ impl L2Entry {
     /// The cluster may be written in place.
     pub fn is_copied(self) -> bool {
         self.0 & COPIED != 0
+    }
+
+    /// The same mapping of a cluster of its own, which may be changed in place or not.
+    pub fn with_copied(self, copied: bool) -> L2Entry {
+        L2Entry(with_copied(self.0, copied))
     }
 
     /// The zero bit is set (reserved before version 3).

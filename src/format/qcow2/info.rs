@@ -1,6 +1,7 @@
 //! What queries show of an image.
 
 use super::header::{BackingReference, CompressionType, Incompatible};
+use super::snapshot_table::InternalSnapshot;
 use super::{BitmapInfo, Qcow2};
 
 /// `ImageInfoSpecificQCow2` and what goes with it.
@@ -25,7 +26,7 @@ pub struct Qcow2Info {
     /// Subclusters; never, as such images are refused.
     pub extended_l2: bool,
     /// Internal snapshots.
-    pub snapshots: u32,
+    pub snapshots: Vec<InternalSnapshot>,
     /// Bitmaps in the image.
     pub bitmaps: Vec<BitmapInfo>,
     /// Backing reference in the header.
@@ -46,7 +47,7 @@ impl Qcow2 {
             dirty: header.incompatible.contains(Incompatible::DIRTY),
             compression_type: header.compression,
             extended_l2: false,
-            snapshots: header.snapshots,
+            snapshots: self.snapshots(),
             bitmaps: self.bitmap_infos(),
             backing: header.backing.clone(),
         }

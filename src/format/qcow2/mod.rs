@@ -2,9 +2,9 @@
 //!
 //! A guest offset leads through the L1 table and an L2 table to a host cluster; refcounts say which
 //! host clusters are in use. L1 and refcount table are in memory, slices of the others in caches.
-//! Not here: opening children (that is `blockdev`'s), subclusters, external data files, encryption,
-//! making and deleting internal snapshots (images that have some are written like others: what snapshots
-//! use, too, has no COPIED flag and is copied before it changes).
+//! Images with internal snapshots are written like others: what snapshots use, too, has no COPIED flag and
+//! is copied before it changes. Not here: opening children (that is `blockdev`'s), subclusters, external data
+//! files, encryption.
 //!
 //! Invariants:
 //! - A mapping reaches the disk after the data and the refcounts that it needs are durable
@@ -41,9 +41,11 @@ mod read;
 mod rebuild;
 mod refcount_table;
 mod refcounts;
+mod references;
 mod resize;
 mod slice_cache;
 pub mod snapshot_table;
+mod snapshots;
 mod status;
 mod table;
 mod turn;
@@ -66,6 +68,7 @@ use header::Header;
 use layout::Geometry;
 use metadata_set::MetadataSet;
 use slice_cache::SliceCache;
+use snapshot_table::InternalSnapshot;
 use table::Table;
 use turn::Turn;
 use write_back::Progress;
@@ -90,6 +93,8 @@ pub struct Qcow2 {
     /// The last change of the header failed: the disk may have the new one or the old one.
     header_unsure: Cell<bool>,
     size: Cell<u64>,
+    /// The internal snapshots, as the header's table has them.
+    snapshots: RefCell<Vec<InternalSnapshot>>,
     read_only: Cell<bool>,
     health: RefCell<Health>,
     /// Writes need no preparation: not read-only, healthy, autoclear bits cleared.
@@ -139,6 +144,8 @@ mod behaviour_tests;
 mod hostile_tests;
 #[cfg(test)]
 mod qemu_tests;
+#[cfg(test)]
+mod snapshot_change_tests;
 #[cfg(test)]
 mod snapshot_tests;
 #[cfg(test)]

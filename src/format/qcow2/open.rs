@@ -123,6 +123,7 @@ impl Qcow2 {
             geometry,
             size: Cell::new(header.size),
             header: RefCell::new(header),
+            snapshots: RefCell::default(),
             header_turn: Turn::default(),
             header_unsure: Cell::new(false),
             read_only: Cell::new(true),
@@ -146,6 +147,9 @@ impl Qcow2 {
         Box::pin(image.load_bitmaps()).await?;
         if !options.read_only {
             image.become_writable().await?;
+        } else if let Err(error) = Box::pin(image.load_snapshots()).await {
+            // They matter to who writes.
+            tracing::warn!(node = image.node_name, %error, "internal snapshots are not shown");
         }
         Ok(image)
     }
@@ -159,7 +163,9 @@ impl Qcow2 {
             let message = "qcow2: Image is corrupt; cannot be opened read/write";
             return Err(Error::new(ErrorKind::Permission, message));
         }
-        let snapshots = Box::pin(snapshot_table::places(&self.file(), &header)).await?;
+        Box::pin(self.load_snapshots()).await?;
+        let size = self.file().node().size();
+        let snapshots = snapshot_table::places(&self.snapshots.borrow(), &header, size)?;
         let metadata =
             MetadataSet::of_image(&header, &self.l1.borrow(), &self.refcount_table.borrow());
         let metadata = metadata.and_then(|mut set| {

@@ -6,7 +6,6 @@ use crate::range::{ByteRange, align_down, align_up};
 
 use super::Qcow2;
 use super::layout::{GuestOffset, L1Entry, MAX_L1_BYTES, Mapping};
-use super::snapshot_table::read_snapshots;
 use super::table::{self, Table};
 use super::zero::Fate;
 
@@ -15,7 +14,7 @@ impl Qcow2 {
     /// show, nor does what a shorter disk left in its last cluster.
     pub(super) async fn resize(&self, size: u64) -> Result<()> {
         self.check_bitmaps_for_resize()?;
-        self.check_snapshots_for_resize().await?;
+        self.check_snapshots_for_resize()?;
         self.prepare_write().await?;
         if !size.is_multiple_of(512) {
             let message = "The new size must be a multiple of 512";
@@ -32,13 +31,12 @@ impl Qcow2 {
     }
 
     /// Whoever goes back to a snapshot must find the size that its disk had.
-    async fn check_snapshots_for_resize(&self) -> Result<()> {
-        let header = self.header.borrow().clone();
+    fn check_snapshots_for_resize(&self) -> Result<()> {
         let refuse = |message: &str| Err(Error::new(ErrorKind::Unsupported, message));
-        if header.snapshots > 0 && self.version < 3 {
+        let snapshots = self.snapshots.borrow();
+        if !snapshots.is_empty() && self.version < 3 {
             return refuse("Can't resize a v2 image which has snapshots");
         }
-        let snapshots = Box::pin(read_snapshots(&self.file(), &header)).await?;
         if snapshots
             .iter()
             .any(|snapshot| snapshot.disk_size.is_none())
