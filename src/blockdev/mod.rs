@@ -25,6 +25,7 @@ mod effective;
 mod file_name;
 mod filter_description;
 mod image_info;
+mod internal_snapshot;
 mod job_target;
 mod names;
 mod nbd_description;
@@ -61,6 +62,7 @@ pub use description::{
 };
 pub use filter_description::{FilterDescription, FilterOptions};
 pub use image_info::{FormatSpecific, ImageInfo, image_info};
+pub use internal_snapshot::NewInternalSnapshot;
 pub use job_target::{JobTarget, NewTarget, TargetBelow};
 pub use names::{check_not_busy, find_device_or_node, find_either, find_listed, find_node};
 pub use nbd_description::NbdDescription;

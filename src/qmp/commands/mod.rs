@@ -75,6 +75,8 @@ pub struct Context {
     clean: Cell<bool>,
 }
 
+pub(crate) use snapshot::{date_of, snapshot_info};
+
 type Outcome = Result<Value, QmpError>;
 type Handler = fn(Rc<Context>, Value) -> LocalFuture<Outcome>;
 
@@ -128,6 +130,12 @@ static HANDLERS: &[(&str, Handler)] = &[
     }),
     ("blockdev-snapshot", |context, args| {
         Box::pin(async move { snapshot::attach(&context, Args::new(&args)).await })
+    }),
+    ("blockdev-snapshot-internal-sync", |context, args| {
+        Box::pin(async move { snapshot::create_internal(&context, Args::new(&args)).await })
+    }),
+    ("blockdev-snapshot-delete-internal-sync", |context, args| {
+        Box::pin(async move { snapshot::delete_internal(&context, Args::new(&args)).await })
     }),
     ("transaction", |context, args| {
         Box::pin(async move { transaction::run(&context, Args::new(&args)).await })

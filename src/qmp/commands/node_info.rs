@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::snapshot::snapshot_info;
 use super::{Context, Outcome};
 use crate::block::{BitmapFlags, DetectZeroes};
 use crate::blockdev::{DirtyBitmapInfo, FormatSpecific, ImageInfo, NodeInfo};
@@ -113,6 +114,11 @@ pub fn image_info(image: &ImageInfo) -> Value {
         "backing-filename-format",
         text(&image.backing_filename_format),
     );
+    if let Some(FormatSpecific::Qcow2(qcow2)) = &image.format_specific
+        && !qcow2.snapshots.is_empty()
+    {
+        info["snapshots"] = qcow2.snapshots.iter().map(snapshot_info).collect();
+    }
     set(
         &mut info,
         "format-specific",

@@ -85,6 +85,7 @@ async fn prepare(
             let (node, overlay) = (data.required_str("node"), data.required_str("overlay"));
             Box::new(blockdev.prepare_snapshot(node, overlay).await?)
         }
+        "blockdev-snapshot-internal-sync" => Box::new(snapshot::prepare_internal(context, data)?),
         other => unreachable!("the schema has an action '{other}' without code"),
     })
 }

@@ -203,7 +203,10 @@ static QCOW2_OPTIONS: Object = Object::new(
         opt("backing", Type::Alternate(&BLOCKDEV_REF_OR_NULL)),
         opt("lazy-refcounts", BOOL),
         opt("pass-discard-request", BOOL),
-        refused("pass-discard-snapshot", "there are no internal snapshots"),
+        refused(
+            "pass-discard-snapshot",
+            "pass-discard-request is heeded for snapshots, too",
+        ),
         refused("pass-discard-other", WHERE_DISCARD_GOES),
         opt("discard-no-unref", BOOL),
         refused("overlap-check", "what is checked is not to be chosen"),

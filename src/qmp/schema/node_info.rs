@@ -1,5 +1,6 @@
 //! What queries say about nodes.
 
+use super::snapshot::SNAPSHOT_INFO;
 use super::{BOOL, Command, EMPTY, Enum, INT, Object, STR, Type, Variants, cmd, node, opt, req};
 
 pub(super) static COMMANDS: &[Command] = &[
@@ -90,6 +91,7 @@ static IMAGE_INFO: Object = Object::new(
         opt("backing-filename", STR),
         opt("full-backing-filename", STR),
         opt("backing-filename-format", STR),
+        opt("snapshots", Type::Array(&Type::Object(&SNAPSHOT_INFO))),
         opt("format-specific", Type::Object(&FORMAT_SPECIFIC)),
         opt("backing-image", Type::Object(&IMAGE_INFO)),
     ],

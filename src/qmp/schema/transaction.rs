@@ -6,7 +6,7 @@ use super::{
     cmd,
     job::{BACKUP, DRIVE_BACKUP},
     opt, req,
-    snapshot::{SNAPSHOT, SNAPSHOT_SYNC},
+    snapshot::{INTERNAL, SNAPSHOT, SNAPSHOT_SYNC},
 };
 
 pub(super) static COMMANDS: &[Command] = &[cmd("transaction", &TRANSACTION, EMPTY_RESULT)];
@@ -35,6 +35,7 @@ static ACTION: Object = Object {
             ("block-dirty-bitmap-remove", &NAMED_BITMAP),
             ("blockdev-backup", &COPY),
             ("blockdev-snapshot", &ATTACH),
+            ("blockdev-snapshot-internal-sync", &CREATE_INTERNAL),
             ("blockdev-snapshot-sync", &CREATE),
             ("drive-backup", &COPY_TO_FILE),
         ],
@@ -53,6 +54,7 @@ static KIND: Enum = Enum {
         "block-dirty-bitmap-remove",
         "blockdev-backup",
         "blockdev-snapshot",
+        "blockdev-snapshot-internal-sync",
         "blockdev-snapshot-sync",
         "drive-backup",
     ],
@@ -75,6 +77,10 @@ static ATTACH: Object = Object::new("SnapshotWrapper", &[req("data", Type::Objec
 static CREATE: Object = Object::new(
     "SnapshotSyncWrapper",
     &[req("data", Type::Object(&SNAPSHOT_SYNC))],
+);
+static CREATE_INTERNAL: Object = Object::new(
+    "BlockdevSnapshotInternalWrapper",
+    &[req("data", Type::Object(&INTERNAL))],
 );
 
 static COPY: Object = Object::new(
