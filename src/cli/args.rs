@@ -271,6 +271,7 @@ pub(super) enum ImageCommand {
     Create(CreateArguments),
     Info(InfoArguments),
     Check(CheckArguments),
+    Snapshot(ImageSnapshotArguments),
 }
 
 /// Create an image.
@@ -384,6 +385,55 @@ pub(super) struct CheckArguments {
 
     /// Open the image although another process writes to it; what is found may be wrong
     #[arg(short = 'U', long)]
+    pub(super) force_share: bool,
+}
+
+/// List, make, delete or go back to internal snapshots of an image that nobody uses.
+///
+/// A snapshot is found by its name or, where none has that name, by its id. Going back gives the disk the
+/// content and the size that it had; what it has now is lost, unless a snapshot has it, too. For images
+/// that a daemon serves: liveblk qmp blockdev-snapshot-internal-sync.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Examples:
+  liveblk image snapshot disk.qcow2
+  liveblk image snapshot -c before-upgrade disk.qcow2
+  liveblk image snapshot -a before-upgrade disk.qcow2
+  liveblk image snapshot -d before-upgrade disk.qcow2"
+)]
+pub(super) struct ImageSnapshotArguments {
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// List the snapshots; this is what is done without another option
+    #[arg(short, long, group = "action")]
+    pub(super) list: bool,
+
+    /// Make a snapshot of this name
+    #[arg(short, long, value_name = "NAME", group = "action")]
+    pub(super) create: Option<String>,
+
+    /// Go back to this snapshot
+    #[arg(short, long, value_name = "SNAPSHOT", group = "action")]
+    pub(super) apply: Option<String>,
+
+    /// Delete this snapshot
+    #[arg(short, long, value_name = "SNAPSHOT", group = "action")]
+    pub(super) delete: Option<String>,
+
+    /// Format of the image
+    #[arg(short, long, value_enum)]
+    pub(super) format: Option<Format>,
+
+    /// How to write the list
+    #[arg(long, value_enum, default_value = "human", conflicts_with_all = ["create", "apply", "delete"])]
+    pub(super) output: Output,
+
+    /// List although another process writes to the image; what is shown may be outdated
+    #[arg(short = 'U', long, conflicts_with_all = ["create", "apply", "delete"])]
     pub(super) force_share: bool,
 }
 

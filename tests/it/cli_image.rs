@@ -315,3 +315,100 @@ fn chains_and_internal_snapshots_are_described_alike() {
     let told = failure(place, 1, &[&["image"], &chain[..]].concat());
     assert!(told.contains("leads back"), "{told}");
 }
+
+/// What qemu-io reads at the start of an image is this byte.
+fn starts_with(directory: &Path, file: &str, byte: u8) {
+    let raw = "start.raw";
+    qemu_img(directory, &["convert", "-O", "raw", file, raw]);
+    let content = fs::read(directory.join(raw)).expect("converted");
+    assert!(
+        content[..65536].iter().all(|found| *found == byte),
+        "{file}"
+    );
+}
+
+fn write_start(directory: &Path, file: &str, byte: u8) {
+    let write = format!("write -P {byte} 0 64k");
+    let output = Command::new("qemu-io")
+        .args(["-c", &write, file])
+        .current_dir(directory)
+        .output();
+    assert!(output.expect("qemu-io is installed").status.success());
+}
+
+#[test]
+fn internal_snapshots_are_made_gone_back_to_and_deleted_as_by_qemu_img() {
+    let place = tempfile::tempdir().expect("a directory");
+    let place = place.path();
+    let ours = |arguments: &[&str]| result(place, &[&["image", "snapshot"], arguments].concat());
+    result(place, &["image", "create", "disk.qcow2", "1M"]);
+    write_start(place, "disk.qcow2", 1);
+    ours(&["-c", "ours", "disk.qcow2"]);
+    write_start(place, "disk.qcow2", 2);
+    assert_eq!(
+        qemu_img(place, &["snapshot", "-c", "theirs", "disk.qcow2"]).0,
+        0
+    );
+    write_start(place, "disk.qcow2", 3);
+    assert_eq!(checked_alike(place, "disk.qcow2"), 0);
+    assert_eq!(
+        qemu_img(place, &["snapshot", "-a", "ours", "disk.qcow2"]).0,
+        0
+    );
+    starts_with(place, "disk.qcow2", 1);
+    ours(&["--apply", "theirs", "disk.qcow2"]);
+    starts_with(place, "disk.qcow2", 2);
+    assert_eq!(checked_alike(place, "disk.qcow2"), 0);
+    let listed = parsed(&ours(&["--output", "json", "disk.qcow2"]));
+    let names: Vec<_> = listed
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|one| one["name"].as_str())
+        .collect();
+    assert_eq!(names, [Some("ours"), Some("theirs")]);
+    assert!(ours(&["-l", "disk.qcow2"]).contains("theirs"));
+    // By id; qemu-img deletes the other.
+    ours(&["-d", "1", "disk.qcow2"]);
+    assert_eq!(
+        qemu_img(place, &["snapshot", "-d", "theirs", "disk.qcow2"]).0,
+        0
+    );
+    assert_eq!(ours(&["disk.qcow2"]), "");
+    assert_eq!(checked_alike(place, "disk.qcow2"), 0);
+    starts_with(place, "disk.qcow2", 2);
+}
+
+#[test]
+fn internal_snapshots_that_cannot_be_are_refused() {
+    let place = tempfile::tempdir().expect("a directory");
+    let place = place.path();
+    let refused =
+        |arguments: &[&str]| failure(place, 1, &[&["image", "snapshot"], arguments].concat());
+    result(place, &["image", "create", "disk.qcow2", "1M"]);
+    result(place, &["image", "create", "disk.raw", "1M"]);
+    result(place, &["image", "snapshot", "-c", "one", "disk.qcow2"]);
+    let before = fs::read(place.join("disk.qcow2")).expect("the image");
+    assert!(refused(&["-c", "one", "disk.qcow2"]).contains("already exists"));
+    assert!(refused(&["-c", "", "disk.qcow2"]).contains("Name is empty"));
+    assert!(
+        refused(&["-d", "two", "disk.qcow2"])
+            .contains("Could not delete snapshot 'two': snapshot not found")
+    );
+    assert!(
+        refused(&["-a", "two", "disk.qcow2"])
+            .contains("Could not apply snapshot 'two': snapshot not found")
+    );
+    assert!(refused(&["-c", "one", "disk.raw"]).contains("does not support internal snapshots"));
+    let both = ["image", "snapshot", "-c", "x", "-d", "one", "disk.qcow2"];
+    assert!(failure(place, 2, &both).contains("cannot be used with"));
+    assert!(
+        fs::read(place.join("disk.qcow2")).expect("the image") == before,
+        "a refusal changed the image"
+    );
+    assert_eq!(
+        qemu_img(place, &["bitmap", "--add", "disk.qcow2", "b"]).0,
+        0
+    );
+    assert!(refused(&["-a", "one", "disk.qcow2"]).contains("Device has active dirty bitmaps"));
+}

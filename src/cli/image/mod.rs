@@ -1,4 +1,4 @@
-//! `liveblk image`: create, describe and check images that no daemon serves.
+//! `liveblk image`: create, describe and check images that no daemon serves, and their internal snapshots.
 //!
 //! Results have the shape of qemu-img's, in text and in JSON. Nothing is repaired here and nothing
 //! opened but the images named and their backing files: for a new overlay's size, and where a chain is asked for.
@@ -8,6 +8,7 @@ mod create;
 mod info;
 mod opened;
 mod options;
+mod snapshot;
 mod snapshot_list;
 
 use crate::error::Result;
@@ -23,5 +24,6 @@ pub(super) fn run(command: &ImageCommand) -> Result<Outcome> {
         ImageCommand::Create(arguments) => runtime.block_on(create::run(&handle, arguments)),
         ImageCommand::Info(arguments) => runtime.block_on(info::run(&handle, arguments)),
         ImageCommand::Check(arguments) => runtime.block_on(check::run(&handle, arguments)),
+        ImageCommand::Snapshot(arguments) => runtime.block_on(snapshot::run(&handle, arguments)),
     }
 }

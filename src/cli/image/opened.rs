@@ -70,7 +70,7 @@ impl Opened {
     }
 
     /// The edge for reading and writing.
-    pub(super) fn edge(&self) -> &Child {
+    pub(super) fn edge(&self) -> &Rc<Child> {
         &self.edge
     }
 

@@ -2,32 +2,17 @@
 
 use std::fmt::Write;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::format::qcow2::snapshot_table::InternalSnapshot;
+use crate::qmp::commands::snapshot_info;
 
 use super::super::size::human;
 
 const SECOND: u64 = 1_000_000_000;
 
 pub(super) fn json_of(snapshots: &[InternalSnapshot]) -> Value {
-    snapshots.iter().map(one_json).collect()
-}
-
-fn one_json(snapshot: &InternalSnapshot) -> Value {
-    let mut value = json!({
-        "id": snapshot.id,
-        "name": snapshot.name,
-        "vm-state-size": snapshot.vm_state_size,
-        "date-sec": snapshot.date.0,
-        "date-nsec": snapshot.date.1,
-        "vm-clock-sec": snapshot.vm_clock / SECOND,
-        "vm-clock-nsec": snapshot.vm_clock % SECOND,
-    });
-    if let Some(count) = snapshot.instructions {
-        value["icount"] = count.into();
-    }
-    value
+    snapshots.iter().map(snapshot_info).collect()
 }
 
 pub(super) fn write(snapshots: &[InternalSnapshot], out: &mut String) -> std::fmt::Result {
