@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use super::CacheSizes;
 use super::qemu_tests::{load, run, workshop};
 use super::tests::{Image, change};
+use super::{CacheSizes, Qcow2};
 use crate::block::{Graph, TruncateOptions, WriteFlags, ZeroFlags};
 use crate::buffer::MemorySlice;
 use crate::error::ErrorKind;
@@ -312,7 +312,7 @@ fn random_damage_to_a_snapshot_table_gives_errors_and_nothing_worse() {
     let Some(directory) = workshop() else { return };
     let (start, content) = with_snapshot(directory.path());
     let table = u64::from_be_bytes(start[64..72].try_into().expect("8 bytes")) as usize;
-    let mut opened = 0;
+    let (mut opened, mut changes) = (0, 0);
     for_each_seed("random_damage_to_a_snapshot_table", 100, |seed| {
         simulate(seed, async |handle| {
             let mut random = Random::new(seed);
@@ -328,7 +328,19 @@ fn random_damage_to_a_snapshot_table_gives_errors_and_nothing_worse() {
                 later: Vec::new(),
             };
             overwrite(&image, &mut random, &mut promise).await;
+            let node = image.guest.node();
+            let qcow2 = node.driver_as::<Qcow2>().expect("a qcow2 image");
+            for _ in 0..4 {
+                let changed = match random.below(3) {
+                    0 => qcow2.create_snapshot("new", (0, 0)).await,
+                    _ if qcow2.snapshots().is_empty() => break,
+                    1 => qcow2.delete_snapshot(0).await,
+                    _ => qcow2.apply_snapshot(0).await,
+                };
+                changes += u64::from(changed.is_ok());
+            }
         });
     });
+    assert!(changes > 10, "{changes} changes of snapshots went well");
     assert!(opened > 10 && opened < 100, "{opened} of 100 were opened");
 }
