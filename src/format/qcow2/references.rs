@@ -68,47 +68,35 @@ impl Qcow2 {
         Err(self.report_corruption(error).await)
     }
 
-    /// Whether every cluster that an L1 table refers to can get a reference more.
+    /// Adds a reference to every cluster that an L1 table refers to. `added` counts those that have got it,
+    /// also when it fails.
     ///
     /// # Errors
     /// A refcount is as large as it can be; metadata is wrong or cannot be read.
-    pub(super) async fn check_references(&self, l1: &[u64]) -> Result<()> {
-        let most = self.geometry.refcount_max();
-        for table in tables_of(l1) {
-            for cluster in self.references_of(table).await? {
-                let refcount = self.refcount(cluster).await?;
-                if refcount == 0 {
-                    let offset = self.geometry.host_offset(cluster);
-                    let message =
-                        format!("Refcount of cluster at offset {offset} is 0, but it is in use");
-                    return Err(self.report_corruption(corrupt(message)).await);
-                }
-                if refcount == most {
-                    let bits = self.geometry.refcount_bits();
-                    let message = format!(
-                        "Refcounts of {bits} bits cannot count another reference to a cluster that has {most}"
-                    );
-                    return Err(Error::new(ErrorKind::InvalidArgument, message));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds a reference to every cluster that an L1 table refers to. `added` counts those that have got it,
-    /// also when it fails.
     pub(super) async fn add_references(&self, l1: &[u64], added: &mut u64) -> Result<()> {
         let _turn = self.allocator.turn.take().await;
         for table in tables_of(l1) {
             for cluster in self.references_of(table).await? {
                 let refcount = self.refcount(cluster).await?;
-                if refcount == 0 || refcount == self.geometry.refcount_max() {
-                    let message = format!("Refcount {refcount} of {cluster:?} cannot rise");
-                    return Err(corrupt(message));
-                }
+                self.check_countable(cluster, refcount).await?;
                 self.set_cached_refcount(cluster, refcount + 1);
                 *added += 1;
             }
+        }
+        Ok(())
+    }
+
+    async fn check_countable(&self, cluster: HostCluster, refcount: u64) -> Result<()> {
+        let offset = self.geometry.host_offset(cluster);
+        if refcount == 0 {
+            let message = format!("Refcount of cluster at offset {offset} is 0, but it is in use");
+            return Err(self.report_corruption(corrupt(message)).await);
+        }
+        if refcount == self.geometry.refcount_max() {
+            let bits = self.geometry.refcount_bits();
+            return Err(Error::refused(format!(
+                "The image's refcounts of {bits} bits cannot count another reference to the cluster at {offset}"
+            )));
         }
         Ok(())
     }

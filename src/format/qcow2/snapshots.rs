@@ -67,7 +67,6 @@ impl Qcow2 {
         self.flush_all().await?;
         self.allocator.tail.set(None);
         let l1 = without_copied(self.l1.borrow().entries());
-        self.check_references(&l1).await?;
         all.push(new);
         let mut draft = Draft {
             l1,
@@ -164,7 +163,6 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::InvalidImage, message));
         }
         l1.resize(entries as usize, 0);
-        self.check_references(&l1).await?;
         let before_l1 = self.l1.borrow().entries().to_vec();
         let before = self.l1_place();
         let mut draft = Draft {
