@@ -46,7 +46,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use crate::block::{Graph, Node, Role};
+use crate::block::{Graph, Node, NodeOptions, Role};
 use crate::error::{Error, ErrorKind, Result};
 use crate::filter::{ThrottleGroup, ThrottleGroups, ThrottleLimits};
 use crate::runtime::Handle;
@@ -128,6 +128,31 @@ impl Blockdev {
             ));
         }
         let node = self.open(description, Source::Defaults).await?;
+        node.set_monitor_owned(true);
+        Ok(node)
+    }
+
+    /// Opens an image for reading, by the name of a file, a device or an NBD server's export, with the backing
+    /// files that it names; the root is owned by the monitor.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing stays open.
+    pub async fn add_read_only(
+        &self,
+        node_name: &str,
+        filename: &str,
+        format: &str,
+    ) -> Result<Rc<Node>> {
+        let like = NodeOptions {
+            read_only: true,
+            ..NodeOptions::default()
+        };
+        let backing = BackingDescription::FromHeader;
+        let mut image = self
+            .image_description(&like, filename, format, backing)
+            .await?;
+        image.node_name = Some(node_name.to_owned());
+        let node = self.open(image, Source::Defaults).await?;
         node.set_monitor_owned(true);
         Ok(node)
     }

@@ -9,20 +9,26 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 
 use super::args::{CreateArguments, ImageCommand};
-use super::backup_args::{BackupArguments, BackupFile, CheckpointArguments};
+use super::backup_args::{BackupArguments, BackupCommand, BackupFile, CheckpointArguments};
 use super::chain_job::{Started, common, text_of};
 use super::format::Format;
 use super::job_args::ChainJobArguments;
 use super::job_wait::Goal;
 use super::snapshot::refuse_to_overwrite;
-use super::{Outcome, fleece, image};
+use super::{Outcome, fleece, image, verify};
 
 pub(super) fn run(arguments: &BackupArguments) -> Result<Outcome> {
+    if let Some(BackupCommand::Verify(arguments)) = &arguments.command {
+        return verify::run(arguments);
+    }
+    let Some(file) = &arguments.file else {
+        unreachable!("the command line has FILE, or a command");
+    };
     if arguments.how.onto.is_some() && arguments.bitmap.is_none() {
         let text = "--onto needs --bitmap, which says what has changed since that backup";
         return Err(Error::refused(text));
     }
-    let mut plan = Plan::new(&arguments.job, &arguments.file, &arguments.how)?;
+    let mut plan = Plan::new(&arguments.job, file, &arguments.how)?;
     let mut started = Started::connect(&arguments.job)?;
     let device = device(&started, arguments.target.as_deref())?;
     let mut before = Vec::new();

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
+use super::args::Output;
 use super::format::Format;
 use super::job_args::ChainJobArguments;
 
@@ -46,15 +47,21 @@ Examples:
   liveblk backup --wait /backup/disk.qcow2
   liveblk backup --wait --bitmap daily /backup/sunday.qcow2
   liveblk backup --wait --bitmap daily --onto /backup/sunday.qcow2 /backup/monday.qcow2
-  liveblk backup --name vm1 --compress --break-after 10 --speed 200M /nfs/vm1.qcow2"
+  liveblk backup --name vm1 --compress --break-after 10 --speed 200M /nfs/vm1.qcow2
+  liveblk backup verify /backup/monday.qcow2 nbd+unix:///monday?socket=/run/monday.nbd",
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true
 )]
 pub(super) struct BackupArguments {
+    #[command(subcommand)]
+    pub(super) command: Option<BackupCommand>,
+
     #[command(flatten)]
     pub(super) job: ChainJobArguments,
 
-    /// File of the backup; it must not exist yet
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
+    /// File of the backup; it must not exist yet (a file of the name verify is ./verify)
+    #[arg(value_name = "FILE", required = true)]
+    pub(super) file: Option<PathBuf>,
 
     /// What is backed up: a device path, the id of an export, or a node-name; needed if more than one
     /// node is exported
@@ -67,6 +74,68 @@ pub(super) struct BackupArguments {
 
     #[command(flatten)]
     pub(super) how: BackupFile,
+}
+
+/// What is done with a backup that is there.
+#[derive(Debug, Subcommand)]
+pub(super) enum BackupCommand {
+    Verify(VerifyArguments),
+}
+
+/// Compare a backup with the moment that it was made of, byte by byte and by checksum.
+///
+/// BACKUP is an image with all the backing files that it names: a chain of increments is read as a whole.
+/// MOMENT is what it is to hold: another image, or an export of an NBD server, such as that of `liveblk
+/// checkpoint --fleece`, as URI. Both are read to their end, and nothing is written. An image that is being
+/// written is refused: it is no moment.
+///
+/// The digest is the SHA-256 of the SHA-256s of each MiB of the disk, the last one as short as it is, and
+/// does not depend on the format. Without MOMENT it is only told, or compared with --digest: one that was
+/// taken before. Differences are told as ranges of bytes, the first twenty.
+#[derive(Args, Debug)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "\
+Exit status: 0 identical (or nothing to compare with), 1 it could not be found out, 3 different.
+
+Examples:
+  liveblk backup verify /backup/monday.qcow2 nbd+unix:///monday?socket=/run/monday.nbd
+  liveblk backup verify --output json /backup/monday.qcow2
+  liveblk backup verify --digest 5d1c… /backup/monday.qcow2"
+)]
+pub(super) struct VerifyArguments {
+    /// The backup: an image, or an NBD URI
+    #[arg(value_name = "BACKUP")]
+    pub(super) backup: String,
+
+    /// What it is to hold: an image, or an NBD URI
+    #[arg(value_name = "MOMENT")]
+    pub(super) moment: Option<String>,
+
+    /// Format of BACKUP; what its extension says if not given, raw for a URI
+    #[arg(short, long, value_enum)]
+    pub(super) format: Option<Format>,
+
+    /// Format of MOMENT; as with --format
+    #[arg(long, value_enum, requires = "moment")]
+    pub(super) moment_format: Option<Format>,
+
+    /// The digest that BACKUP is to have
+    #[arg(long, value_name = "DIGEST", value_parser = digest)]
+    pub(super) digest: Option<String>,
+
+    /// How to write the result
+    #[arg(long, value_enum, default_value = "human")]
+    pub(super) output: Output,
+}
+
+/// 64 hexadecimal digits, in lower case.
+fn digest(text: &str) -> Result<String, String> {
+    let is_digest = text.len() == 64 && text.bytes().all(|digit| digit.is_ascii_hexdigit());
+    match is_digest {
+        true => Ok(text.to_ascii_lowercase()),
+        false => Err("a digest has 64 hexadecimal digits".to_owned()),
+    }
 }
 
 /// Begin to record changes at this moment, and save or show what the device holds at the same moment.

@@ -36,6 +36,7 @@ mod qmp_command;
 mod serve;
 mod size;
 mod snapshot;
+mod verify;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -280,3 +280,79 @@ fn a_checkpoint_that_cannot_be_shown_is_taken_back() {
         quit(place, daemon);
     });
 }
+
+fn differences(place: &Path, backup: &str, moment: &str) -> Value {
+    let words = ["backup", "verify", "--output", "json", backup, moment];
+    let output = crate::cli::liveblk(place, &words);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    let value: Value = text.parse().expect("JSON");
+    let status = if value["identical"] == true { 0 } else { 3 };
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    value
+}
+
+/// A chain of increments, the moment as an export and as a file, and a byte that went wrong.
+#[test]
+fn a_backup_is_verified_against_its_moment() {
+    with_both(|place, program| {
+        let daemon = daemon(program, place);
+        waited(
+            place,
+            &["backup", "--wait", "--bitmap", "daily", "day0.qcow2"],
+        );
+        change(place, "write -P 0x71 300k 5k");
+        let words = [
+            "backup",
+            "--wait",
+            "--bitmap",
+            "daily",
+            "--onto",
+            "day0.qcow2",
+            "day1.qcow2",
+        ];
+        waited(place, &words);
+        let uri = "nbd+unix:///top?socket=nbd";
+        let same = differences(place, "day1.qcow2", uri);
+        assert_eq!(same["identical"], true, "{same}");
+        moment(place, "day1.raw");
+        change(place, "write -P 0x72 2M 1");
+        let other = differences(place, "day1.qcow2", uri);
+        let place_of = &other["differences"][0];
+        assert_eq!(
+            (place_of["start"].as_u64(), place_of["length"].as_u64()),
+            (Some(2 << 20), Some(1))
+        );
+        assert_eq!(other["differing-bytes"], 1);
+        quit(place, daemon);
+        let same = differences(place, "day1.raw", "day1.qcow2");
+        assert_eq!(same["backup"]["digest"], same["moment"]["digest"]);
+        let digest = same["backup"]["digest"].as_str().expect("a digest");
+        let text = result(
+            place,
+            &["backup", "verify", "--digest", digest, "day1.qcow2"],
+        );
+        assert!(text.ends_with("identical\n"), "{text}");
+        let older = differences(place, "day0.qcow2", "day1.raw");
+        assert_eq!(older["identical"], false, "{older}");
+        let words = ["backup", "verify", "--digest", digest, "day0.qcow2"];
+        assert_eq!(crate::cli::liveblk(place, &words).status.code(), Some(3));
+    });
+}
+
+#[test]
+fn what_cannot_be_verified_is_refused() {
+    let place = tempfile::tempdir().expect("a directory");
+    let place = place.path();
+    result(place, &["image", "create", "a.qcow2", "3M"]);
+    result(place, &["image", "create", "b.raw", "4M"]);
+    let shorter = differences(place, "a.qcow2", "b.raw");
+    assert_eq!(shorter["differences"][0]["start"].as_u64(), Some(3 << 20));
+    assert_eq!(shorter["differing-bytes"].as_u64(), Some(1 << 20));
+    let refused = |words: &[&str]| failure(place, 1, &[&["backup", "verify"], words].concat());
+    assert!(refused(&["a.qcow2", "none.raw"]).contains("none.raw"));
+    assert!(refused(&["a.qcow2", "nbd+unix:///x?socket=none"]).contains("none"));
+    assert!(refused(&["a.qcow2", "a"]).contains("'a'"));
+    let usage = |words: &[&str]| failure(place, 2, &[&["backup", "verify"], words].concat());
+    assert!(usage(&["--digest", "12", "a.qcow2"]).contains("64 hexadecimal digits"));
+    assert!(usage(&[]).contains("BACKUP"));
+}
