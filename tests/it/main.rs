@@ -79,4 +79,5 @@ mod style;
 #[cfg(feature = "testing")]
 mod sweeps;
 mod transaction;
+mod transaction_crash;
 mod transaction_length;
