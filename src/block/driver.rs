@@ -162,6 +162,11 @@ pub trait Driver: Any {
         false
     }
 
+    /// Bytes in a cluster, a power of two, of a format that has clusters.
+    fn cluster_size(&self) -> Option<u64> {
+        None
+    }
+
     /// Writes may be [`WriteFlags::COMPRESSED`].
     fn compresses(&self) -> bool {
         false

@@ -11,6 +11,10 @@ use super::drain::Condition;
 use super::occupation::Occupations;
 use super::{Bitmaps, Child, Driver, NodeSpec, Permissions, RangeLock, Role};
 
+/// Bounds of the granularity of dirty bitmaps that is chosen where none is given.
+const LEAST_GRANULARITY: u64 = 4 << 10;
+const MOST_GRANULARITY: u64 = 64 << 10;
+
 /// What becomes of discard requests to a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DiscardMode {
@@ -222,6 +226,15 @@ impl Node {
     /// The edge to what the node keeps its data in: the file of a format, what a filter passes on.
     pub fn storage(&self) -> Option<Rc<Child>> {
         self.filtered().or_else(|| self.child(Role::File))
+    }
+
+    /// Bytes that one bit of a dirty bitmap stands for where nobody says: a cluster of the image that the node
+    /// shows, perhaps through filters, between 4 and 64 KiB; 64 KiB where it has no clusters, as in QEMU.
+    pub fn default_granularity(self: &Rc<Node>) -> u64 {
+        let cluster = self.without_filters().driver().cluster_size();
+        cluster.map_or(MOST_GRANULARITY, |size| {
+            size.clamp(LEAST_GRANULARITY, MOST_GRANULARITY)
+        })
     }
 
     /// The first node from here down that is no filter.

@@ -6,15 +6,11 @@ use sha2::{Digest, Sha256};
 
 use crate::block::{Bitmap, BitmapFlags, DirtyBitmap, Node};
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::qcow2::Qcow2;
 use crate::format::raw::Raw;
 
 use super::value::invalid;
 use super::{Blockdev, names};
 
-/// Bounds of the granularity that is chosen where none is given.
-const LEAST_DEFAULT: u64 = 4096;
-const MOST_DEFAULT: u64 = 65536;
 /// The finest granularity.
 const FINEST: u32 = 512;
 
@@ -79,18 +75,8 @@ fn granularity(node: &Rc<Node>, given: Option<u32>) -> Result<u64> {
     match given {
         Some(bytes) if bytes.is_power_of_two() && bytes >= FINEST => Ok(bytes.into()),
         Some(_) => Err(invalid("Granularity must be power of 2 and at least 512")),
-        None => {
-            let cluster = cluster_size(node).unwrap_or(MOST_DEFAULT);
-            Ok(cluster.clamp(LEAST_DEFAULT, MOST_DEFAULT))
-        }
+        None => Ok(node.default_granularity()),
     }
-}
-
-/// Of the image that the node shows, perhaps through filters.
-fn cluster_size(node: &Rc<Node>) -> Option<u64> {
-    let image = node.without_filters();
-    let qcow2 = image.driver_as::<Qcow2>()?;
-    Some(qcow2.info().cluster_size)
 }
 
 fn check_persistent(node: &Rc<Node>, name: &str, granularity: u64) -> Result<()> {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use super::chain::{check_no_other_reader, layers};
 use super::commit::{Commit, MIXED, open_base};
-use super::mirror::{Course, DEFAULT_BUFFER, Follower, Outset, Post, default_granularity, post};
+use super::mirror::{Course, DEFAULT_BUFFER, Follower, Outset, Post, post};
 use super::site::Site;
 use super::{ErrorPolicies, Job, JobKind, Workshop};
 use crate::block::{Child, Node, Role};
@@ -43,7 +43,7 @@ async fn set_up(
     open_base(site, arguments).await?;
     let options = MirrorOptions {
         place: Place::Below,
-        granularity: default_granularity(base),
+        granularity: base.default_granularity(),
         only_whole: false,
     };
     let name = arguments.filter_node_name.as_deref();

@@ -107,6 +107,10 @@ impl Driver for Qcow2 {
         })
     }
 
+    fn cluster_size(&self) -> Option<u64> {
+        Some(self.geometry.cluster_size())
+    }
+
     fn compresses(&self) -> bool {
         true
     }

@@ -26,9 +26,6 @@ pub(super) use outset::Outset;
 
 /// Bytes in flight at most where nothing else is said.
 pub(super) const DEFAULT_BUFFER: u64 = 16 << 20;
-/// Bytes that one dirty bit stands for, where the target's clusters are not smaller.
-const MOST_GRANULARITY: u64 = 64 << 10;
-const LEAST_GRANULARITY: u64 = 4 << 10;
 
 /// How much of a device is copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,7 +115,7 @@ async fn set_up(
     let only_whole = arguments.backing.is_none() && workshop.images.lacks_backing(target);
     let cluster = cluster_of(target);
     let chosen = arguments.granularity;
-    let granularity = chosen.unwrap_or_else(|| default_granularity(target));
+    let granularity = chosen.unwrap_or_else(|| target.default_granularity());
     let options = MirrorOptions {
         place: match &arguments.backing {
             Some(backing) if is_overlay(backing) => Place::Above,
@@ -238,11 +235,6 @@ pub(super) async fn post(
     site.hold(Role::Source, source, FOLLOWED)?;
     site.hold(Role::Target, target, Permissions::NONE)?;
     Ok((filter, gate))
-}
-
-/// Bytes that one dirty bit stands for where the user does not say: a cluster of the target.
-pub(super) fn default_granularity(target: &Node) -> u64 {
-    cluster_of(target).clamp(LEAST_GRANULARITY, MOST_GRANULARITY)
 }
 
 fn cluster_of(target: &Node) -> u64 {
