@@ -8,10 +8,10 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
-use super::args::{CreateArguments, ImageCommand};
 use super::backup_args::{BackupArguments, BackupCommand, BackupFile, CheckpointArguments};
 use super::chain_job::{Started, common, text_of};
 use super::format::Format;
+use super::image_args::{CreateArguments, ImageCommand};
 use super::job_args::ChainJobArguments;
 use super::job_wait::Goal;
 use super::snapshot::refuse_to_overwrite;

@@ -12,12 +12,12 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, ErrorKind, Result};
 
-use super::args::{CreateArguments, ImageCommand};
 use super::backup::{device, rotation};
 use super::backup_args::CheckpointArguments;
 use super::chain::State;
 use super::chain_job::{Started, text_of};
 use super::format::Format;
+use super::image_args::{CreateArguments, ImageCommand};
 use super::job_view;
 use super::job_wait::one;
 use super::qmp_client::QmpClient;

@@ -23,6 +23,7 @@ mod endpoint;
 mod fleece;
 mod format;
 mod image;
+mod image_args;
 mod job_args;
 mod job_progress;
 mod job_view;

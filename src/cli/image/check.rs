@@ -9,8 +9,9 @@ use crate::format::qcow2::check::{CheckResult, check};
 use crate::runtime::Handle;
 
 use super::super::Outcome;
-use super::super::args::{CheckArguments, Output};
+use super::super::args::Output;
 use super::super::format::Format;
+use super::super::image_args::CheckArguments;
 use super::opened::{Access, Opened, text_of};
 
 /// Exit statuses beyond the usual ones, as qemu-img's.

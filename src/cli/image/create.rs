@@ -14,8 +14,8 @@ use crate::format::qcow2::header::BackingReference;
 use crate::runtime::Handle;
 
 use super::super::Outcome;
-use super::super::args::CreateArguments;
 use super::super::format::Format;
+use super::super::image_args::CreateArguments;
 use super::opened::{Access, Opened, text_of};
 use super::options::apply;
 

@@ -13,8 +13,9 @@ use crate::format::qcow2::snapshot_table::{InternalSnapshot, read_snapshots};
 use crate::runtime::Handle;
 
 use super::super::Outcome;
-use super::super::args::{InfoArguments, Output};
+use super::super::args::Output;
 use super::super::format::Format;
+use super::super::image_args::InfoArguments;
 use super::super::size::human;
 use super::opened::{Access, Opened, text_of};
 use super::snapshot_list;

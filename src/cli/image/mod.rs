@@ -15,7 +15,7 @@ use crate::error::Result;
 use crate::runtime::{Config, Runtime};
 
 use super::Outcome;
-use super::args::ImageCommand;
+use super::image_args::ImageCommand;
 
 pub(super) fn run(command: &ImageCommand) -> Result<Outcome> {
     let runtime = Runtime::new(&Config::default())?;

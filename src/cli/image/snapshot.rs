@@ -10,8 +10,9 @@ use crate::qmp::commands::date_of;
 use crate::runtime::Handle;
 
 use super::super::Outcome;
-use super::super::args::{ImageSnapshotArguments, Output};
+use super::super::args::Output;
 use super::super::format::Format;
+use super::super::image_args::ImageSnapshotArguments;
 use super::opened::{Access, Opened, text_of};
 use super::snapshot_list;
 
