@@ -162,7 +162,7 @@ pub trait Driver: Any {
         false
     }
 
-    /// Bytes in a cluster, a power of two, of a format that has clusters.
+    /// Bytes in a cluster, a power of two, of a format that has clusters, also of one that is shown as it is.
     fn cluster_size(&self) -> Option<u64> {
         None
     }

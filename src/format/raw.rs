@@ -200,6 +200,10 @@ impl Driver for Raw {
         self.part_size()
     }
 
+    fn cluster_size(&self) -> Option<u64> {
+        self.file.borrow().node().driver().cluster_size()
+    }
+
     fn limits(&self) -> Limits {
         let below = self.file.borrow().node().driver().limits();
         let offset = self.options.get().offset;

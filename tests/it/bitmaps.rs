@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use liveblk::block::{Bitmap, BitmapFlags, Child, DirtyBitmap, Node};
+use liveblk::block::{Bitmap, BitmapFlags, Child, DirtyBitmap, Node, Permissions, Role};
 use liveblk::buffer::MemorySlice;
+use liveblk::format::raw::{Raw, RawOptions};
 use liveblk::runtime::Runtime;
 use liveblk::testing::{
     DiskOperation, DiskOptions, Fault, Model, Power, Random, Workload, WorkloadOptions,
-    for_each_seed, simulate,
+    for_each_seed, insert_with, simulate, writable,
 };
 use nix::errno::Errno;
 
@@ -62,6 +63,31 @@ pub(crate) async fn content(node: &Rc<Node>) -> Vec<u8> {
     let read = node.driver().read(0, buffer.clone().into());
     read.await.expect("no fault");
     buffer.to_vec()
+}
+
+/// Where nobody says it, a bit stands for a cluster of the image within bounds, also through a raw node, and for
+/// 64 KiB of what has no clusters; so does QEMU.
+#[test]
+fn the_default_granularity_is_qemus() {
+    simulate(1, async |handle| {
+        for (bits, expected) in [(9, 4096), (13, 8192), (16, 65536), (19, 65536)] {
+            let mut geometry = Geometry::draw(&mut Random::new(1));
+            geometry.cluster_bits = bits;
+            let (power, options) = (Power::new(), DiskOptions::default());
+            let chain = Chain::create(&handle, &power, &geometry, options, 1 << 20, 1).await;
+            let image = chain.guest.node();
+            assert_eq!(image.default_granularity(), expected);
+            let file = image.child(Role::File).expect("a file").node();
+            assert_eq!(file.default_granularity(), 65536);
+            let edge = chain
+                .graph
+                .attach_for("raw", Role::File, &image, Permissions::NONE);
+            let edge = edge.expect("nobody is kept off");
+            let raw = Raw::open(edge.clone(), RawOptions::default()).expect("a plain disk");
+            let raw = insert_with(&chain.graph, "raw", Box::new(raw), vec![edge], writable());
+            assert_eq!(raw.default_granularity(), expected);
+        }
+    });
 }
 
 /// Guest writes, zeroes, discards and resizes, through a chain of two layers; bitmaps at the active layer

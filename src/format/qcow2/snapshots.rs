@@ -86,9 +86,8 @@ impl Qcow2 {
         all: &mut [InternalSnapshot],
     ) -> Result<HostOffset> {
         let entries = draft.l1.len() as u32;
-        let copy = self
-            .write_to_clusters(draft, &table::serialise(&draft.l1.clone()))
-            .await?;
+        let l1 = table::serialise(&draft.l1);
+        let copy = self.write_to_clusters(draft, &l1).await?;
         if let Some(new) = all.last_mut() {
             new.place_l1(copy, entries);
         }
@@ -104,7 +103,7 @@ impl Qcow2 {
         Ok(offset)
     }
 
-    /// Deletes a snapshot, by its place in the table; durable when answered.
+    /// Deletes a snapshot, by its place in the table, which must be there; durable when answered.
     ///
     /// # Errors
     /// What the file says: the snapshot is there. When the header no longer names it, it is deleted, also if its
@@ -139,8 +138,8 @@ impl Qcow2 {
         Ok(offset)
     }
 
-    /// Gives the disk the content and the size that it had when a snapshot was made; durable when answered. All
-    /// snapshots stay.
+    /// Gives the disk the content and the size that it had when a snapshot was made, by its place in the table,
+    /// which must be there; durable when answered. All snapshots stay.
     ///
     /// # Errors
     /// There are bitmaps, which would not know of it; the snapshot's disk is larger than can be; what the file says:
@@ -190,9 +189,8 @@ impl Qcow2 {
     }
 
     async fn draft_l1(&self, draft: &mut Draft) -> Result<HostOffset> {
-        let offset = self
-            .write_to_clusters(draft, &table::serialise(&draft.l1.clone()))
-            .await?;
+        let l1 = table::serialise(&draft.l1);
+        let offset = self.write_to_clusters(draft, &l1).await?;
         self.clear_copied(&draft.l1).await?;
         self.barrier().await?;
         let Draft { l1, added, .. } = draft;
