@@ -87,12 +87,7 @@ impl Blockdev {
         let drained = self.graph.drain(std::slice::from_ref(&node)).await?;
         let deleted = image.delete_snapshot(number).await;
         drop(drained);
-        deleted.map_err(|error| {
-            let name = &all[number].name;
-            error.context(format!(
-                "Failed to delete snapshot '{name}' on device '{device}'"
-            ))
-        })?;
+        deleted.map_err(|error| failed("delete", &all[number].name, &node, error))?;
         Ok(all[number].clone())
     }
 
@@ -146,7 +141,7 @@ impl NewInternalSnapshot {
         let created = image_of(&self.node)?
             .create_snapshot(&self.name, self.date)
             .await;
-        created.map_err(|error| self.failed("create", error))?;
+        created.map_err(|error| failed("create", &self.name, &self.node, error))?;
         self.stored.set(true);
         Ok(())
     }
@@ -156,18 +151,18 @@ impl NewInternalSnapshot {
         let all = image.snapshots();
         if let Some(number) = all.iter().position(|snapshot| snapshot.name == self.name) {
             let deleted = image.delete_snapshot(number).await;
-            deleted.map_err(|error| self.failed("delete", error))?;
+            deleted.map_err(|error| failed("delete", &self.name, &self.node, error))?;
         }
         self.stored.set(false);
         Ok(())
     }
+}
 
-    fn failed(&self, what: &str, error: Error) -> Error {
-        let (name, device) = (&self.name, self.node.name());
-        error.context(format!(
-            "Failed to {what} snapshot '{name}' on device '{device}'"
-        ))
-    }
+fn failed(what: &str, name: &str, node: &Node, error: Error) -> Error {
+    let device = node.name();
+    error.context(format!(
+        "Failed to {what} snapshot '{name}' on device '{device}'"
+    ))
 }
 
 impl Action for NewInternalSnapshot {

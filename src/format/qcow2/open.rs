@@ -164,19 +164,8 @@ impl Qcow2 {
             return Err(Error::new(ErrorKind::Permission, message));
         }
         Box::pin(self.load_snapshots()).await?;
-        let size = self.file().node().size();
-        let snapshots = snapshot_table::places(&self.snapshots.borrow(), &header, size)?;
-        let metadata =
-            MetadataSet::of_image(&header, &self.l1.borrow(), &self.refcount_table.borrow());
-        let metadata = metadata.and_then(|mut set| {
-            set.add_snapshots(&header.geometry, &snapshots)?;
-            Ok(set)
-        });
-        let metadata = metadata.map_err(|error| {
-            let message = format!("qcow2: Image is corrupt: {}", error.message());
-            Error::new(ErrorKind::InvalidImage, message)
-        })?;
-        self.metadata.replace(metadata);
+        self.metadata
+            .replace(self.metadata_of(&header, &self.l1.borrow())?);
         let end = align_up(self.file().node().size(), self.geometry.cluster_size());
         let end = HostOffset(end.unwrap_or(u64::MAX));
         self.allocator.touch(self.geometry.host_cluster(end), 0);
@@ -189,6 +178,24 @@ impl Qcow2 {
         }
         self.claim_bitmaps()?;
         Box::pin(self.store_bitmaps(Purpose::Opening)).await
+    }
+
+    /// Where metadata lies with this header and L1 table; the snapshots were read.
+    ///
+    /// # Errors
+    /// Two structures share a cluster, or one lies where it cannot.
+    pub(super) fn metadata_of(&self, header: &Header, l1: &Table) -> Result<MetadataSet> {
+        let size = self.file().node().size();
+        let snapshots = snapshot_table::places(&self.snapshots.borrow(), header, size)?;
+        let metadata = MetadataSet::of_image(header, l1, &self.refcount_table.borrow());
+        let metadata = metadata.and_then(|mut set| {
+            set.add_snapshots(&header.geometry, &snapshots)?;
+            Ok(set)
+        });
+        metadata.map_err(|error| {
+            let message = format!("qcow2: Image is corrupt: {}", error.message());
+            Error::new(ErrorKind::InvalidImage, message)
+        })
     }
 }
 

@@ -132,6 +132,22 @@ impl Qcow2 {
             .await
     }
 
+    /// Writes metadata to clusters of its own, which are added to `taken`: nothing points to them yet.
+    pub(super) async fn write_new_metadata(
+        &self,
+        taken: &mut Vec<Allocation>,
+        bytes: &[u8],
+    ) -> Result<HostOffset> {
+        let clusters = self.geometry.clusters_for(bytes.len() as u64).0;
+        let allocation = self.allocate_contiguous(clusters).await?;
+        taken.push(allocation);
+        let offset = self.geometry.host_offset(allocation.first);
+        let mut padded = bytes.to_vec();
+        padded.resize((clusters * self.geometry.cluster_size()) as usize, 0);
+        self.write_metadata(offset, &padded).await?;
+        Ok(offset)
+    }
+
     /// Under the allocation lock: the table gets half as long again, at least.
     async fn grow_refcount_table(&self) -> Result<()> {
         self.tell(DebugEvent::ReftableGrow);

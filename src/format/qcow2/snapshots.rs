@@ -10,6 +10,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 use super::Qcow2;
 use super::allocator::Allocation;
+use super::header::Header;
 use super::layout::{HostOffset, MAX_L1_BYTES};
 use super::metadata_set::MetadataSet;
 use super::references::without_copied;
@@ -87,20 +88,24 @@ impl Qcow2 {
     ) -> Result<HostOffset> {
         let entries = draft.l1.len() as u32;
         let l1 = table::serialise(&draft.l1);
-        let copy = self.write_to_clusters(draft, &l1).await?;
+        let copy = self.write_new_table(draft, &l1).await?;
         if let Some(new) = all.last_mut() {
             new.place_l1(copy, entries);
         }
         let offset = self
-            .write_to_clusters(draft, &snapshot_table::serialise(all)?)
+            .write_new_table(draft, &snapshot_table::serialise(all)?)
             .await?;
-        self.clear_copied(&draft.l1).await?;
         self.replace_l1(draft.l1.clone()).await?;
-        self.barrier().await?;
-        let Draft { l1, added, .. } = draft;
-        self.add_references(l1, added).await?;
-        self.write_back(true).await?;
+        self.share(draft).await?;
         Ok(offset)
+    }
+
+    /// What the draft's L1 table refers to gets another user, durably.
+    async fn share(&self, draft: &mut Draft) -> Result<()> {
+        self.clear_copied(&draft.l1).await?;
+        self.barrier().await?;
+        self.add_references(&draft.l1, &mut draft.added).await?;
+        self.write_back(true).await
     }
 
     /// Deletes a snapshot, by its place in the table, which must be there; durable when answered.
@@ -132,7 +137,7 @@ impl Qcow2 {
 
     async fn draft_table(&self, draft: &mut Draft, all: &[InternalSnapshot]) -> Result<HostOffset> {
         let offset = self
-            .write_to_clusters(draft, &snapshot_table::serialise(all)?)
+            .write_new_table(draft, &snapshot_table::serialise(all)?)
             .await?;
         self.write_back(true).await?;
         Ok(offset)
@@ -168,12 +173,12 @@ impl Qcow2 {
             l1,
             ..Draft::default()
         };
-        let result = self.draft_l1(&mut draft).await;
-        let offset = self.or_take_back(&mut draft, result).await?;
+        let result = self.draft_l1(&mut draft, size).await;
+        let (after, metadata) = self.or_take_back(&mut draft, result).await?;
         let written = self.update_header(|header| {
-            header.l1_offset = offset;
-            header.l1_entries = entries as u32;
-            header.size = size;
+            header.l1_offset = after.l1_offset;
+            header.l1_entries = after.l1_entries;
+            header.size = after.size;
         });
         let written = written.await;
         self.or_take_back_header(&mut draft, written).await?;
@@ -181,35 +186,22 @@ impl Qcow2 {
         self.l1.replace(Table::new(std::mem::take(&mut draft.l1)));
         self.size.set(size);
         self.decompressed.take();
-        self.adopt_places(&draft);
+        self.metadata.replace(metadata);
         self.forget_place(before);
         self.drop_references(&before_l1, u64::MAX).await;
         self.settle_flags().await;
-        self.rebuild_metadata_set(&all)
-    }
-
-    async fn draft_l1(&self, draft: &mut Draft) -> Result<HostOffset> {
-        let l1 = table::serialise(&draft.l1);
-        let offset = self.write_to_clusters(draft, &l1).await?;
-        self.clear_copied(&draft.l1).await?;
-        self.barrier().await?;
-        let Draft { l1, added, .. } = draft;
-        self.add_references(l1, added).await?;
-        self.write_back(true).await?;
-        Ok(offset)
-    }
-
-    /// The L2 tables of the disk are others now.
-    fn rebuild_metadata_set(&self, all: &[InternalSnapshot]) -> Result<()> {
-        let header = self.header.borrow();
-        let mut set =
-            MetadataSet::of_image(&header, &self.l1.borrow(), &self.refcount_table.borrow())?;
-        let mut places: Vec<_> = all.iter().map(InternalSnapshot::l1_place).collect();
-        places.push((header.snapshots_offset, snapshot_table::bytes_of(all)));
-        places.retain(|(_, bytes)| *bytes > 0);
-        set.add_snapshots(&self.geometry, &places)?;
-        self.metadata.replace(set);
         Ok(())
+    }
+
+    /// The header to be, and where metadata lies then.
+    async fn draft_l1(&self, draft: &mut Draft, size: u64) -> Result<(Header, MetadataSet)> {
+        let l1 = table::serialise(&draft.l1);
+        let mut after = self.header.borrow().clone();
+        after.l1_offset = self.write_new_table(draft, &l1).await?;
+        (after.l1_entries, after.size) = (draft.l1.len() as u32, size);
+        self.share(draft).await?;
+        let metadata = self.metadata_of(&after, &Table::new(draft.l1.clone()))?;
+        Ok((after, metadata))
     }
 
     async fn read_snapshot_l1(&self, snapshot: &InternalSnapshot) -> Result<Vec<u64>> {
@@ -223,19 +215,12 @@ impl Qcow2 {
         (header.l1_offset, u64::from(header.l1_entries) * 8)
     }
 
-    /// Writes bytes to clusters of their own; to none where there are none.
-    async fn write_to_clusters(&self, draft: &mut Draft, bytes: &[u8]) -> Result<HostOffset> {
-        if bytes.is_empty() {
-            return Ok(HostOffset(0));
+    /// Writes a table to clusters of its own; to none where it is empty.
+    async fn write_new_table(&self, draft: &mut Draft, bytes: &[u8]) -> Result<HostOffset> {
+        match bytes.is_empty() {
+            true => Ok(HostOffset(0)),
+            false => self.write_new_metadata(&mut draft.taken, bytes).await,
         }
-        let clusters = self.geometry.clusters_for(bytes.len() as u64).0;
-        let allocation = self.allocate_contiguous(clusters).await?;
-        draft.taken.push(allocation);
-        let offset = self.geometry.host_offset(allocation.first);
-        let mut padded = bytes.to_vec();
-        padded.resize((clusters * self.geometry.cluster_size()) as usize, 0);
-        self.write_metadata(offset, &padded).await?;
-        Ok(offset)
     }
 
     async fn write_snapshot_header(

@@ -263,7 +263,7 @@ impl Qcow2 {
             State::Used(table) => table_bytes(table),
             State::Foreign | State::Inconsistent => return Ok(()),
         };
-        let offset = self.write_to_new(draft, &bytes).await?;
+        let offset = self.write_new_metadata(&mut draft.taken, &bytes).await?;
         let entry = &mut draft.directory.entries[index].entry;
         (entry.table, entry.length) = (offset, (bytes.len() / 8) as u32);
         Ok(())
@@ -273,25 +273,13 @@ impl Qcow2 {
         let entries = draft.directory.entries.iter();
         let bytes = directory::serialise(entries.map(|stored| &stored.entry));
         if !bytes.is_empty() {
-            let offset = self.write_to_new(draft, &bytes).await?;
+            let offset = self.write_new_metadata(&mut draft.taken, &bytes).await?;
             draft.directory.place = Some(Place {
                 offset,
                 bytes: bytes.len() as u64,
             });
         }
         Ok(())
-    }
-
-    /// Writes these bytes to clusters of their own.
-    async fn write_to_new(&self, draft: &mut Draft, bytes: &[u8]) -> Result<HostOffset> {
-        let clusters = self.geometry.clusters_for(bytes.len() as u64).0;
-        let allocation = self.allocate_contiguous(clusters).await?;
-        draft.taken.push(allocation);
-        let offset = self.geometry.host_offset(allocation.first);
-        let mut padded = bytes.to_vec();
-        padded.resize((clusters * self.geometry.cluster_size()) as usize, 0);
-        self.write_metadata(offset, &padded).await?;
-        Ok(offset)
     }
 
     async fn write_bitmap_header(&self, draft: &Draft) -> Result<()> {

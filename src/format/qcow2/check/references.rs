@@ -194,10 +194,17 @@ impl Check<'_> {
     async fn check_copied(&mut self, what: &str, index: u64, host: HostOffset, copied: bool) {
         let cluster: HostCluster = self.header.geometry.host_cluster(host);
         match self.stored.of(cluster).await {
-            Ok(refcount) if copied != (refcount == 1) => self.result.corruption(format!(
-                "ERROR OFLAG_COPIED {what} {index}: offset={host} copied={copied} \
-                 refcount={refcount}"
-            )),
+            Ok(refcount) if copied != (refcount == 1) => {
+                let kind = match (copied, refcount) {
+                    (false, 1) => FindingKind::NeedlessCopy,
+                    _ => FindingKind::Corruption,
+                };
+                let message = format!(
+                    "ERROR OFLAG_COPIED {what} {index}: offset={host} copied={copied} \
+                     refcount={refcount}"
+                );
+                self.result.add(kind, message);
+            }
             Ok(_) => {}
             Err(error) => {
                 let message = format!("ERROR: no refcount for cluster at {host}: {error}");
