@@ -16,6 +16,7 @@ use nix::errno::Errno;
 
 use super::bitmaps::{content, first_unmarked, image_for_bitmaps};
 use super::chain::Chain;
+use super::crashes;
 
 /// A disk with a bitmap that records, one that collects what that has recorded, and one that comes anew with
 /// each rotation, instead of the last.
@@ -130,7 +131,8 @@ impl Rotation {
     }
 }
 
-fn bits_of(node: &Node, name: &str) -> Result<DirtyBitmap, String> {
+/// Of a bitmap that is there and good.
+pub(crate) fn bits_of(node: &Node, name: &str) -> Result<DirtyBitmap, String> {
     let bitmap = node.bitmaps().find(name).ok_or(format!("{name} is lost"))?;
     match bitmap.is(BitmapFlags::INCONSISTENT) {
         true => Err(format!("{name} is inconsistent")),
@@ -204,14 +206,7 @@ fn crash_at(seed: u64, operation: Option<u64>, disk: DiskOptions) -> Result<(u64
 }
 
 fn sweep(seed: u64, crashes: u64, disk: DiskOptions) -> Result<u64, String> {
-    let (operations, mut clean) = crash_at(seed, None, disk)?;
-    let step = (operations / crashes).max(1);
-    for operation in (1 + seed % step..=operations).step_by(step as usize) {
-        let crashed = crash_at(seed, Some(operation), disk);
-        let (_, more) = crashed.map_err(|wrong| format!("crash at {operation}: {wrong}"))?;
-        clean += more;
-    }
-    Ok(clean)
+    crashes::sweep(seed, crashes, |operation| crash_at(seed, operation, disk))
 }
 
 /// Power fails anywhere in a life with three rotations.

@@ -14,6 +14,7 @@ use liveblk::testing::{
 use nix::errno::Errno;
 
 use super::chain::{Chain, Geometry};
+use super::crashes;
 
 /// A bitmap of the node, and the node's content when it was empty.
 struct Watched {
@@ -277,14 +278,7 @@ pub(crate) fn first_unmarked(bits: &DirtyBitmap, before: &[u8], now: &[u8]) -> O
 
 /// So many crashes spread over the operations of a run.
 fn sweep(seed: u64, crashes: u64, disk: DiskOptions) -> Result<u64, String> {
-    let (operations, mut clean) = crash_at(seed, None, disk)?;
-    let step = (operations / crashes).max(1);
-    for operation in (1 + seed % step..=operations).step_by(step as usize) {
-        let crashed = crash_at(seed, Some(operation), disk);
-        let (_, more) = crashed.map_err(|wrong| format!("crash at {operation}: {wrong}"))?;
-        clean += more;
-    }
-    Ok(clean)
+    crashes::sweep(seed, crashes, |operation| crash_at(seed, operation, disk))
 }
 
 /// Power fails anywhere: persistent bitmaps are there again, valid, and have every change since they were

@@ -29,6 +29,8 @@ mod copy;
 #[cfg(feature = "testing")]
 mod copy_before_write;
 mod copy_on_read;
+#[cfg(feature = "testing")]
+mod crashes;
 mod differential;
 mod filters;
 #[cfg(feature = "testing")]
@@ -79,5 +81,6 @@ mod style;
 #[cfg(feature = "testing")]
 mod sweeps;
 mod transaction;
+#[cfg(feature = "testing")]
 mod transaction_crash;
 mod transaction_length;

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use crate::bitmap_rotation::Rotation;
 use crate::bitmaps::{Baseline, add_persistent, content, doings, first_unmarked};
 use crate::chain::file_edge;
+use crate::crashes;
 
 /// What is left of an image and of what is beside it.
 #[derive(Clone, Default)]
@@ -192,14 +193,9 @@ fn crash_at(seed: u64, operation: Option<u64>, ignores_sync: bool) -> Result<(u6
 
 /// So many crashes spread over the operations of a run.
 fn sweep(seed: u64, crashes: u64, ignores_sync: bool) -> Result<u64, String> {
-    let (operations, mut clean) = crash_at(seed, None, ignores_sync)?;
-    let step = (operations / crashes).max(1);
-    for operation in (1 + seed % step..=operations).step_by(step as usize) {
-        let crashed = crash_at(seed, Some(operation), ignores_sync);
-        let (_, more) = crashed.map_err(|wrong| format!("crash at {operation}: {wrong}"))?;
-        clean += more;
-    }
-    Ok(clean)
+    crashes::sweep(seed, crashes, |operation| {
+        crash_at(seed, operation, ignores_sync)
+    })
 }
 
 /// Power fails between any two steps: bitmaps are there again, valid, and have every change since they were empty.
@@ -255,8 +251,7 @@ fn rotated(seed: u64, operation: Option<u64>) -> Result<u64, String> {
 fn a_rotation_of_raw_bitmaps_loses_nothing_in_a_crash_anywhere() {
     for_each_seed("a_rotation_of_raw_bitmaps", 6, |seed| {
         let operations = rotated(seed, None).expect("no crash");
-        let step = (operations / 40).max(1);
-        for operation in (1 + seed % step..=operations).step_by(step as usize) {
+        for operation in crashes::points(seed, operations, 40) {
             if let Err(wrong) = rotated(seed, Some(operation)) {
                 panic!("crash at {operation}: {wrong}");
             }

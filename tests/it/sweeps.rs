@@ -16,6 +16,7 @@ use liveblk::testing::{
 use nix::errno::Errno;
 
 use super::chain::{Chain, Geometry};
+use crate::crashes;
 
 mod reopen;
 mod resize;
@@ -277,8 +278,7 @@ fn crash_sweep(plan: &Plan, crashes: u64) -> Result<(), String> {
     let (run, outcome) = crash_at(plan, None);
     outcome.map_err(|wrong| format!("crash at the end: {wrong}"))?;
     let operations = run.operations;
-    let step = (operations / crashes).max(1);
-    let spread = (1 + plan.seed % step..=operations).step_by(step as usize);
+    let spread = crashes::points(plan.seed, operations, crashes);
     for operation in spread.chain(run.around_header_changes()) {
         let (_, outcome) = crash_at(plan, Some(operation));
         outcome.map_err(|wrong| format!("crash at {operation} of {operations}: {wrong}"))?;

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use liveblk::block::{Action, BitmapFlags, Child, DirtyBitmap, Graph, Node};
+use liveblk::block::{Action, Child, Graph};
 use liveblk::blockdev::{BitmapChange, BitmapName, Blockdev, NewBitmap};
 use liveblk::error::Result as BlockResult;
 use liveblk::format::qcow2::Qcow2;
@@ -15,8 +15,10 @@ use liveblk::testing::{
 };
 use nix::errno::Errno;
 
+use super::bitmap_rotation::bits_of;
 use super::bitmaps::{content, first_unmarked, image_for_bitmaps};
 use super::chain::{Geometry, check_disk, create_on, open_image};
+use super::crashes;
 
 const NAMES: [&str; 2] = ["left", "right"];
 
@@ -216,14 +218,6 @@ impl Life {
     }
 }
 
-fn bits_of(node: &Node, name: &str) -> Result<DirtyBitmap, String> {
-    let bitmap = node.bitmaps().find(name).ok_or(format!("{name} is lost"))?;
-    match bitmap.is(BitmapFlags::INCONSISTENT) {
-        true => Err(format!("{name} is inconsistent")),
-        false => Ok(bitmap.with_bits(DirtyBitmap::clone)),
-    }
-}
-
 impl Told {
     /// Bitmaps cover what has changed; answers how many bytes they leave out.
     fn check_bitmaps(&self, pair: &Pair, now: &[Vec<u8>]) -> Result<u64, String> {
@@ -308,11 +302,10 @@ impl Told {
 /// Leaks, and COPIED flags that are missing, cost space and time and nothing else.
 async fn assert_harmless(disk: &SimulatedDisk) -> Result<(), String> {
     let result = check_disk(disk).await.map_err(|error| error.to_string())?;
-    let harm = result.findings.iter().find(|finding| {
-        let message = &finding.message;
-        !message.starts_with("Leaked") && !message.ends_with("copied=false refcount=1")
-    });
-    harm.map_or(Ok(()), |harm| Err(harm.message.clone()))
+    match result.is_harmless() {
+        true => Ok(()),
+        false => Err(format!("{result:?}")),
+    }
 }
 
 /// Answers how many operations there were, and how many bytes bitmaps left out.
@@ -347,14 +340,9 @@ fn crash_at(seed: u64, operation: Option<u64>, options: DiskOptions) -> Result<(
 }
 
 fn sweep(seed: u64, crashes: u64, options: DiskOptions) -> Result<u64, String> {
-    let (operations, mut clean) = crash_at(seed, None, options)?;
-    let step = (operations / crashes).max(1);
-    for operation in (1 + seed % step..=operations).step_by(step as usize) {
-        let crashed = crash_at(seed, Some(operation), options);
-        let (_, more) = crashed.map_err(|wrong| format!("crash at {operation}: {wrong}"))?;
-        clean += more;
-    }
-    Ok(clean)
+    crashes::sweep(seed, crashes, |operation| {
+        crash_at(seed, operation, options)
+    })
 }
 
 /// Power fails anywhere in a life with three transactions.

@@ -23,6 +23,7 @@ use liveblk::testing::{
 use super::plan::{Chain, options, whole};
 use super::stage::{Image, Kind, Stage, Stored, World, open_one};
 use crate::chain::{Geometry, check_disk};
+use crate::crashes;
 
 /// What a backup is made with.
 #[derive(Clone, Copy, Debug)]
@@ -531,8 +532,7 @@ fn power_fails_anywhere_in_a_backup() {
             let left = crash_at(seed, wanted, None);
             assert!(left.complete, "the job does not end: {wanted:?}");
             let operations = left.operations;
-            let step = (operations / 20).max(1) as usize;
-            let points = (1 + seed % step as u64..=operations).step_by(step);
+            let points = crashes::points(seed, operations, 20);
             for operation in points.map(Some).chain([None]) {
                 let left = crash_at(seed, wanted, operation);
                 if let Err(wrong) = restart(seed, left) {

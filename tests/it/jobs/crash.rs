@@ -14,6 +14,7 @@ use liveblk::testing::{
 use super::plan::{Chain, MIRRORS, Plan, options, start, whole, workload};
 use super::stage::{Kind, Stage, Stored, World};
 use crate::chain::check_disk;
+use crate::crashes;
 
 /// How a job is brought to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -261,8 +262,7 @@ fn sweep(run: &Run, crashes: u64) -> Result<(), String> {
     assert!(left.ended, "the job does not end: {run:?}");
     let (operations, headers) = (left.operations, left.headers.clone());
     restart(run, left).map_err(|wrong| format!("crash at the end: {wrong}"))?;
-    let step = (operations / crashes).max(1);
-    let spread = (1 + run.seed % step..=operations).step_by(step as usize);
+    let spread = crashes::points(run.seed, operations, crashes);
     let near = headers.iter().flat_map(|at| at.saturating_sub(1)..=at + 2);
     let mut points: Vec<u64> = spread.chain(near).collect();
     points.retain(|at| (1..=operations).contains(at));

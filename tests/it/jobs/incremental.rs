@@ -22,6 +22,7 @@ use liveblk::testing::{
 use super::plan::{Chain, options, whole, workload};
 use super::stage::{Image, Kind, Stage, Stored, World, open_one};
 use crate::chain::Geometry;
+use crate::crashes;
 
 const NAME: &str = "changes";
 
@@ -346,8 +347,7 @@ fn restart(seed: u64, left: Left) -> Result<(), String> {
 /// Crashes spread over a run of backups.
 fn sweep(seed: u64, ignores_flush: bool) -> Result<(), String> {
     let operations = crash_at(seed, None, ignores_flush).operations;
-    let step = (operations / 30).max(1);
-    let points = (1 + seed % step..=operations).step_by(step as usize);
+    let points = crashes::points(seed, operations, 30);
     for operation in points.map(Some).chain([None]) {
         let left = crash_at(seed, operation, ignores_flush);
         restart(seed, left)
