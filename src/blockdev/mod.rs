@@ -127,6 +127,10 @@ impl Blockdev {
                 "'node-name' must be specified for the root node",
             ));
         }
+        self.open_owned(description).await
+    }
+
+    async fn open_owned(&self, description: Description) -> Result<Rc<Node>> {
         let node = self.open(description, Source::Defaults).await?;
         node.set_monitor_owned(true);
         Ok(node)
@@ -152,9 +156,7 @@ impl Blockdev {
             .image_description(&like, filename, format, backing)
             .await?;
         image.node_name = Some(node_name.to_owned());
-        let node = self.open(image, Source::Defaults).await?;
-        node.set_monitor_owned(true);
-        Ok(node)
+        self.open_owned(image).await
     }
 
     /// `blockdev-del`: closes a node that was added and is not used.

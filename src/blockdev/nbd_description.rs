@@ -51,7 +51,7 @@ impl NbdDescription {
 
     /// What a name means that begins as those of NBD servers do: `nbd:host:port`, `nbd:unix:path`, both with
     /// `:exportname=`, and URIs; none where it begins otherwise.
-    pub(super) fn of_name(name: &str) -> Option<Result<NbdDescription>> {
+    pub fn of_name(name: &str) -> Option<Result<NbdDescription>> {
         let uri = |rest: Option<&str>, is_unix| rest.map(|rest| parse_uri(name, rest, is_unix));
         uri(name.strip_prefix("nbd+unix://"), true)
             .or_else(|| uri(name.strip_prefix("nbd+tcp://"), false))

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use crate::error::Result;
+
 use super::args::Output;
 use super::format::Format;
 use super::size;
@@ -19,6 +21,28 @@ pub(super) enum ImageCommand {
     Info(InfoArguments),
     Check(CheckArguments),
     Snapshot(ImageSnapshotArguments),
+}
+
+/// An image by name and format.
+#[derive(Args, Debug)]
+pub(super) struct ImageFile {
+    /// The image
+    #[arg(value_name = "FILE")]
+    pub(super) file: PathBuf,
+
+    /// Format of the image
+    #[arg(short, long, value_enum)]
+    pub(super) format: Option<Format>,
+}
+
+impl ImageFile {
+    /// The format, declared or by the file's name.
+    ///
+    /// # Errors
+    /// Neither says.
+    pub(super) fn format(&self) -> Result<Format> {
+        Format::of(&self.file, self.format)
+    }
 }
 
 /// Create an image.
@@ -83,13 +107,8 @@ Examples:
   liveblk image info --format raw --output json /dev/vg0/disk"
 )]
 pub(super) struct InfoArguments {
-    /// The image
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
-
-    /// Format of the image
-    #[arg(short, long, value_enum)]
-    pub(super) format: Option<Format>,
+    #[command(flatten)]
+    pub(super) image: ImageFile,
 
     /// How to write it
     #[arg(long, value_enum, default_value = "human")]
@@ -118,13 +137,8 @@ Examples:
   liveblk image check --output json disk.qcow2"
 )]
 pub(super) struct CheckArguments {
-    /// The image
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
-
-    /// Format of the image
-    #[arg(short, long, value_enum)]
-    pub(super) format: Option<Format>,
+    #[command(flatten)]
+    pub(super) image: ImageFile,
 
     /// How to write it
     #[arg(long, value_enum, default_value = "human")]
@@ -151,9 +165,8 @@ Examples:
   liveblk image snapshot -d before-upgrade disk.qcow2"
 )]
 pub(super) struct ImageSnapshotArguments {
-    /// The image
-    #[arg(value_name = "FILE")]
-    pub(super) file: PathBuf,
+    #[command(flatten)]
+    pub(super) image: ImageFile,
 
     /// List the snapshots; this is what is done without another option
     #[arg(short, long, group = "action")]
@@ -170,10 +183,6 @@ pub(super) struct ImageSnapshotArguments {
     /// Delete this snapshot
     #[arg(short, long, value_name = "SNAPSHOT", group = "action")]
     pub(super) delete: Option<String>,
-
-    /// Format of the image
-    #[arg(short, long, value_enum)]
-    pub(super) format: Option<Format>,
 
     /// How to write the list
     #[arg(long, value_enum, default_value = "human", conflicts_with_all = ["create", "apply", "delete"])]

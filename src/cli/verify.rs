@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::block::{Child, ExtentKind, Graph, Permission, Permissions};
-use crate::blockdev::Blockdev;
+use crate::blockdev::{Blockdev, NbdDescription};
 use crate::buffer::MemorySlice;
 use crate::error::{Error, Result};
 use crate::range::ByteRange;
@@ -80,7 +80,7 @@ impl Disk {
         declared: Option<Format>,
     ) -> Result<Disk> {
         let format = match declared {
-            None if name.starts_with("nbd:") || name.starts_with("nbd+") => Format::Raw,
+            None if NbdDescription::of_name(name).is_some() => Format::Raw,
             declared => Format::of(Path::new(name), declared)?,
         };
         let in_context = |error: Error| error.context(name);
@@ -327,6 +327,11 @@ struct Verdict {
 }
 
 impl Verdict {
+    /// There is something to compare with.
+    fn compares(&self) -> bool {
+        self.wanted.is_some() || self.sides.len() > 1
+    }
+
     fn has_wanted(&self) -> bool {
         self.wanted
             .as_ref()
@@ -346,7 +351,7 @@ impl Verdict {
             value["differing-bytes"] = self.differing.into();
             value["differences"] = self.differences.iter().map(range).collect();
         }
-        if self.wanted.is_some() || self.sides.len() > 1 {
+        if self.compares() {
             value["identical"] = self.is_good().into();
         }
         value
@@ -375,8 +380,7 @@ impl Verdict {
         if !self.has_wanted() {
             lines.push("different: the digest is not the one that was given".to_owned());
         }
-        let compares = self.wanted.is_some() || self.sides.len() > 1;
-        if compares && self.is_good() {
+        if self.compares() && self.is_good() {
             lines.push("identical".to_owned());
         }
         lines.push(String::new());

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::cli::{daemon, failure, qemu, result, waited};
+use crate::cli::{daemon, failure, liveblk, qemu, result, waited};
 use crate::cli_jobs::{assert_content, layers, quit, with_both};
 
 /// Changes the device, through its export.
@@ -283,7 +283,7 @@ fn a_checkpoint_that_cannot_be_shown_is_taken_back() {
 
 fn differences(place: &Path, backup: &str, moment: &str) -> Value {
     let words = ["backup", "verify", "--output", "json", backup, moment];
-    let output = crate::cli::liveblk(place, &words);
+    let output = liveblk(place, &words);
     let text = String::from_utf8(output.stdout).expect("UTF-8");
     let value: Value = text.parse().expect("JSON");
     let status = if value["identical"] == true { 0 } else { 3 };
@@ -314,6 +314,12 @@ fn a_backup_is_verified_against_its_moment() {
         let uri = "nbd+unix:///top?socket=nbd";
         let same = differences(place, "day1.qcow2", uri);
         assert_eq!(same["identical"], true, "{same}");
+        // An image that is being written is no moment.
+        let error = failure(place, 1, &["backup", "verify", "day1.qcow2", "top.qcow2"]);
+        assert!(
+            error.contains("top.qcow2") && error.contains("lock"),
+            "{error}"
+        );
         moment(place, "day1.raw");
         change(place, "write -P 0x72 2M 1");
         let other = differences(place, "day1.qcow2", uri);
@@ -335,7 +341,7 @@ fn a_backup_is_verified_against_its_moment() {
         let older = differences(place, "day0.qcow2", "day1.raw");
         assert_eq!(older["identical"], false, "{older}");
         let words = ["backup", "verify", "--digest", digest, "day0.qcow2"];
-        assert_eq!(crate::cli::liveblk(place, &words).status.code(), Some(3));
+        assert_eq!(liveblk(place, &words).status.code(), Some(3));
     });
 }
 

@@ -19,15 +19,12 @@ const CORRUPTIONS: u8 = 2;
 const LEAKS: u8 = 3;
 
 pub(super) async fn run(handle: &Handle, arguments: &CheckArguments) -> Result<Outcome> {
-    if Format::of(&arguments.file, arguments.format)? != Format::Qcow2 {
+    if arguments.image.format()? != Format::Qcow2 {
         let text = "This image format does not support checks";
         return Err(Error::new(ErrorKind::Unsupported, text));
     }
-    let access = match arguments.force_share {
-        true => Access::ReadShared,
-        false => Access::Read,
-    };
-    let image = Opened::open(handle, &arguments.file, access).await?;
+    let access = Access::to_read(arguments.force_share);
+    let image = Opened::open(handle, &arguments.image.file, access).await?;
     let result = check(image.edge()).await?;
     image.close().await?;
     for finding in &result.findings {
@@ -35,7 +32,7 @@ pub(super) async fn run(handle: &Handle, arguments: &CheckArguments) -> Result<O
     }
     let text = match arguments.output {
         Output::Human => text(&result),
-        Output::Json => format!("{:#}\n", json(&result, text_of(&arguments.file)?)),
+        Output::Json => format!("{:#}\n", json(&result, text_of(&arguments.image.file)?)),
     };
     let status = status(&result);
     Ok(Outcome { text, status })

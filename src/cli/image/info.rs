@@ -37,8 +37,8 @@ struct Info {
 }
 
 pub(super) async fn run(handle: &Handle, arguments: &InfoArguments) -> Result<Outcome> {
-    let format = Format::of(&arguments.file, arguments.format)?;
-    let mut infos = vec![describe(handle, arguments, &arguments.file, format).await?];
+    let format = arguments.image.format()?;
+    let mut infos = vec![describe(handle, arguments, &arguments.image.file, format).await?];
     while let Some((file, format)) = match arguments.backing_chain {
         true => next_below(&infos)?,
         false => None,
@@ -61,10 +61,7 @@ async fn describe(
     file: &Path,
     format: Format,
 ) -> Result<Info> {
-    let access = match arguments.force_share {
-        true => Access::ReadShared,
-        false => Access::Read,
-    };
+    let access = Access::to_read(arguments.force_share);
     let image = Opened::open(handle, file, access).await?;
     let header = match format {
         Format::Raw => None,

@@ -23,6 +23,16 @@ pub(super) enum Access {
     Write,
 }
 
+impl Access {
+    /// To look at an image, although it is being written where that is asked for.
+    pub(super) fn to_read(force_share: bool) -> Access {
+        match force_share {
+            true => Access::ReadShared,
+            false => Access::Read,
+        }
+    }
+}
+
 /// The file. [`Opened::close`] tells of writes that were lost.
 pub(super) struct Opened {
     graph: Graph,

@@ -55,14 +55,14 @@ impl<'a> Change<'a> {
 }
 
 pub(super) async fn run(handle: &Handle, arguments: &ImageSnapshotArguments) -> Result<Outcome> {
-    if Format::of(&arguments.file, arguments.format)? != Format::Qcow2 {
+    if arguments.image.format()? != Format::Qcow2 {
         let text = "This image format does not support internal snapshots";
         return Err(Error::new(ErrorKind::Unsupported, text));
     }
     match Change::of(arguments) {
         None => list(handle, arguments).await,
         Some(change) => {
-            let file = Opened::open(handle, &arguments.file, Access::Write).await?;
+            let file = Opened::open(handle, &arguments.image.file, Access::Write).await?;
             let made = change_image(handle, &file, arguments, &change).await;
             let closed = file.close().await;
             made.map_err(|error| change.failed(error)).and(closed)?;
@@ -72,11 +72,8 @@ pub(super) async fn run(handle: &Handle, arguments: &ImageSnapshotArguments) -> 
 }
 
 async fn list(handle: &Handle, arguments: &ImageSnapshotArguments) -> Result<Outcome> {
-    let access = match arguments.force_share {
-        true => Access::ReadShared,
-        false => Access::Read,
-    };
-    let file = Opened::open(handle, &arguments.file, access).await?;
+    let access = Access::to_read(arguments.force_share);
+    let file = Opened::open(handle, &arguments.image.file, access).await?;
     let snapshots = read_snapshots(file.edge(), &file.header().await?).await?;
     file.close().await?;
     let mut text = String::new();
@@ -96,7 +93,7 @@ async fn change_image(
     change: &Change<'_>,
 ) -> Result<()> {
     let options = OpenOptions {
-        node_name: text_of(&arguments.file)?.to_owned(),
+        node_name: text_of(&arguments.image.file)?.to_owned(),
         helpers: Some(handle.clone()),
         ..OpenOptions::default()
     };
