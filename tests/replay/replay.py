@@ -6,10 +6,7 @@ lists with its reason; a listed deviation that is none any more fails, too. Prin
 fails, every difference. --update rewrites deviations.json, keeping the reasons; new entries get the reason "?", which
 fails until somebody has written one.
 
-Commands that the daemon has not are listed once, under "unsupported", with the reason. Where one is refused as not
-found, that is no deviation, nor is what QEMU's recording has only because it was carried out there: the requests that
-follow until both recordings go on alike, the events meanwhile, and events of its job. Where a scenario waits for what
-does not happen here, what follows is not played; the list shows that as "rest".
+Where a scenario waits for what does not happen here, what follows is not played; the list shows that as "rest".
 """
 import difflib, glob, json, os, subprocess, sys, tempfile
 
@@ -66,37 +63,21 @@ def command(step):
     return (step["request"] or {}).get("execute") or "raw"
 
 
-def is_missing(step):
-    """Whether the command was refused because it is not there."""
-    error = (step["reply"] or {}).get("error", {}) if isinstance(step["reply"], dict) else {}
-    return error.get("class") == "CommandNotFound"
-
-
-def paired(theirs, ours, unsupported):
-    """Steps side by side, without what only a command that we have not has brought about; events likewise."""
+def paired(theirs, ours):
+    """Steps side by side; events likewise."""
     def key(step):
         return json.dumps(step["request"], sort_keys=True)
 
     matcher = difflib.SequenceMatcher(None, list(map(key, theirs)), list(map(key, ours)), autojunk=False)
-    pairs, their_events, our_events, after_missing = [], [], [], False
+    pairs, their_events, our_events = [], [], []
     for tag, i, j, k, l in matcher.get_opcodes():
-        if tag == "equal":
-            for a, b in zip(theirs[i:j], ours[k:l]):
-                after_missing = command(a) in unsupported and is_missing(b)
-                our_events += without_drains(b["events"])
-                if not after_missing:
-                    pairs.append((a, b))
-                    their_events += without_drains(a["events"])
-        elif not (tag == "delete" and after_missing):
-            for n in range(max(j - i, l - k)):
-                a, b = (x[m + n] if m + n < e else None for x, m, e in ((theirs, i, j), (ours, k, l)))
-                pairs.append((a, b))
-                their_events += a["events"] if a else []
-                our_events += b["events"] if b else []
-    ours_of = {job_of(event) for event in our_events}
-    missing = {(a["request"].get("arguments") or {}).get("job-id") for a in theirs[1:] if command(a) in unsupported}
-    alien = missing - ours_of - {None}
-    return pairs, [event for event in their_events if job_of(event) not in alien], our_events
+        events = without_drains if tag == "equal" else list
+        for n in range(max(j - i, l - k)):
+            a, b = (x[m + n] if m + n < e else None for x, m, e in ((theirs, i, j), (ours, k, l)))
+            pairs.append((a, b))
+            their_events += events(a["events"]) if a else []
+            our_events += events(b["events"]) if b else []
+    return pairs, their_events, our_events
 
 
 def job_of(event):
@@ -169,16 +150,15 @@ def first_difference(theirs, ours, path=""):
     return next((first_difference(x, y, p) for p, x, y in pairs if not same(x, y)), "")
 
 
-def differences(name, out, unsupported, met):
-    """Place (number of the reply, or 'events', 'end', 'rest') to what stands there. Missing commands go to `met`."""
+def differences(name, out):
+    """Place (number of the reply, or 'events', 'end', 'rest') to what stands there."""
     theirs_path = os.path.join(HERE, "recorded", name)
     our_log = read_lines(os.path.join(out, name + ".jsonl"))
     theirs, ours = split(read_lines(theirs_path + ".jsonl")), split(our_log)
-    met.update(command(step) for step in ours if is_missing(step))
     broken = next((l["note"] for l in our_log if l.get("note", "").startswith("RECORDER FAILED")), None)
     if broken:
         theirs = theirs[:len(ours)]
-    pairs, their_events, our_events = paired(theirs, ours, unsupported)
+    pairs, their_events, our_events = paired(theirs, ours)
     found, number = {}, -1
     for a, b in pairs:
         if all(x is None or x["reply"] is None for x in (a, b)):
@@ -220,18 +200,16 @@ def main():
     update = "--update" in sys.argv
     daemon, wanted = os.path.abspath(words[0]), words[1:]
     listed = read_json(LIST) or {}
-    unsupported = listed.get("unsupported", {})
     out = tempfile.mkdtemp(prefix="replay-")
     environment = dict(os.environ, QSD=daemon, PYTHONDONTWRITEBYTECODE="1")
     failed = count = 0
-    met = set()
     for path in sorted(glob.glob(os.path.join(HERE, "recorded", "*.jsonl"))):
         name = os.path.basename(path)[: -len(".jsonl")]
         if wanted and not any(name.startswith(word) for word in wanted):
             continue
         subprocess.run([sys.executable, os.path.join(HERE, "record.py"), "-o", out, name], env=environment, check=False,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300)
-        found = differences(name, out, unsupported, met)
+        found = differences(name, out)
         if update:
             old = listed.get(name, {})
             listed[name] = {p: dict(d, why=old.get(p, {}).get("why", "?")) for p, d in found.items()}
@@ -239,9 +217,6 @@ def main():
         count += 1
         failed += bool(lines)
         print(f"{'FAIL' if lines else 'ok  '} {name}: {len(found)} deviations", *lines, sep="\n", flush=True)
-    for name in sorted(unsupported.keys() - met) if not wanted else ():
-        print(f"FAIL {name}: listed as unsupported, but never missing")
-        failed += 1
     if update:
         with open(LIST, "w") as file:
             json.dump({name: d for name, d in sorted(listed.items()) if d}, file, indent=1)
